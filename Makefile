@@ -1,0 +1,91 @@
+# Everything a person types here; `make` alone lists it. Settings: PYTHON, TORCH, NAME (below), and the environment.
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.PHONY: help setup repro register recipe summary plots chat mlflow test gpu-test lint format image clean-tools
+
+# Used when .venv is made. TORCH=cpu takes PyTorch's CPU build; empty takes pip's choice (CUDA 13.0 on Linux).
+PYTHON ?= python3
+TORCH ?=
+IMAGE ?= finetune:latest
+MLFLOW_PORT ?= 5000
+
+SYSTEM_PATH := $(PATH)
+# `python` in dvc.yaml is the environment's, whether or not it is activated; one left over elsewhere must not leak in.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+unexport PYTHONHOME VIRTUAL_ENV
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+YAML_FILES := dvc.yaml params.yaml recipes .github docker
+SHELL_FILES := .ci/run docker/entrypoint.sh
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+setup: ## make .venv and .tools (TORCH=cpu: CPU build of torch; PYTHON=python3.12: another interpreter)
+	@PATH='$(SYSTEM_PATH)'; for python in "$(PYTHON)" python3.11 python3.12; do \
+	  if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then \
+	    exec "$$python" scripts/setup_environment.py --torch "$(TORCH)"; \
+	  fi; \
+	done; \
+	echo "setup: no Python 3.11 or 3.12 found as $(PYTHON), python3.11 or python3.12" >&2; \
+	echo "  remedy: install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; \
+	exit 1
+
+repro: setup ## run every stage whose inputs changed, then show what was made
+	@python -m dvc repro
+	@python -m finetune.summary
+
+register: setup ## run the register stage again, also when nothing changed (a new MLflow server)
+	@python -m dvc repro --single-item --force register
+
+recipe: setup ## check recipes/NAME/params.yaml and copy it over params.yaml (NAME=smoke)
+	@test -n "$(NAME)" || { echo "recipe: name one: make recipe NAME=smoke" >&2; ls recipes >&2; exit 1; }
+	@python -m finetune.recipes "$(NAME)"
+
+summary: setup ## show what the last run made, with paths and figures
+	@python -m finetune.summary
+
+plots: setup ## draw the plots into dvc_plots/index.html
+	@python -m dvc plots show
+
+chat: setup ## talk to the GGUF in the terminal, through the served template
+	@python -m finetune.chat
+
+mlflow: setup ## open the registry's page (MLFLOW_TRACKING_URI, or the local mlflow.db)
+	@address="$${MLFLOW_TRACKING_URI:-}"; page="http://127.0.0.1:$(MLFLOW_PORT)"; \
+	case "$$address" in \
+	  http://*|https://*) echo "registry: $$address"; exec python -m webbrowser "$$address/#/models" ;; \
+	esac; \
+	echo "registry: $$page/#/models (stop it with Ctrl-C)"; \
+	if [ -n "$${DISPLAY:-}$${WAYLAND_DISPLAY:-}" ]; then (sleep 8; python -m webbrowser "$$page/#/models") & fi; \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec python -m mlflow server --host 127.0.0.1 --port "$(MLFLOW_PORT)" \
+	  --workers 1 --backend-store-uri "$${address:-sqlite:///mlflow.db}"
+
+test: setup ## run the whole test suite
+	@python -m pytest
+
+gpu-test: setup ## run the tests that need a CUDA device
+	@python -m pytest -m gpu tests/gpu
+
+lint: setup ## check code, types, YAML, shell, Dockerfiles and workflows
+	python -m ruff check .
+	python -m ruff format --check .
+	python -m mypy
+	python -m yamllint --strict $(YAML_FILES)
+	hadolint docker/Dockerfile docker/mlflow/Dockerfile
+	shellcheck $(SHELL_FILES)
+	python -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+	python -m check_jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml docker/compose.gpu.yaml
+	zizmor --offline --no-progress --quiet .github
+
+format: setup ## format the code
+	@python -m ruff check --fix .
+	@python -m ruff format .
+
+image: ## build the container image (TORCH=cpu: without CUDA; BASE_IMAGE=... from another base)
+	docker build --file docker/Dockerfile --tag "$(IMAGE)" --build-arg "TORCH=$(TORCH)" \
+	  $(if $(BASE_IMAGE),--build-arg "BASE_IMAGE=$(BASE_IMAGE)") .
+
+clean-tools: ## remove .venv and .tools; data, models and caches stay
+	@rm -rf .venv .tools

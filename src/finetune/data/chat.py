@@ -1,0 +1,152 @@
+"""A record -> token ids and which of them are trained: one rendering, one encoding, one mask."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jinja2 import Template
+from tokenizers import Tokenizer
+
+from finetune.data.record import Message, Record
+from finetune.data.template import Rendered, Turn, render
+from finetune.errors import DataError
+
+Loss = Literal["assistant", "last_assistant", "all"]
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the special tokens, and the number of ids that the vocabulary has. `bos` is None where there is none."""
+
+    bos: int | None
+    eos: int
+    pad: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Chat:
+    """All that turns a record into ids. `tokens` are {bos_token, eos_token, pad_token}, as a template names them."""
+
+    tokenizer: Tokenizer
+    template: Template
+    tokens: dict[str, str]
+    ids: SpecialIds
+    special_texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one document, and for each whether it is trained; both of the same length.
+
+    `straddling`: tokens that lie only partly in a trained span, and are therefore not trained.
+    """
+
+    input_ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    straddling: int
+
+
+def flatten(record: Record) -> list[Turn]:
+    """Turns of role and content only: tool definitions go into the system turn, calls into the assistant's text."""
+    turns = [{"role": message.role, "content": _with_calls(message)} for message in record.messages]
+    if record.tools:
+        if turns[0]["role"] != "system":
+            turns.insert(0, {"role": "system", "content": ""})
+        turns[0]["content"] = f"{turns[0]['content']}\n\nTools: {record.tools}".lstrip("\n")
+    return list(turns)
+
+
+def special_text_in(record: Record, chat: Chat) -> str | None:
+    """The first special token that the record's own text spells: it would become that token, and close a turn."""
+    text = record.all_text()
+    return next((special for special in chat.special_texts if special in text), None)
+
+
+def encode_record(record: Record, chat: Chat, loss: Loss) -> Encoded:
+    """Ids and mask of a conversation or a plain text; raises DataError when the template breaks a promise."""
+    if record.text is not None:
+        rendered = Rendered(chat.tokens.get("bos_token", "") + record.text + chat.tokens["eos_token"], ())
+        encoded = encode(rendered, chat.tokenizer, "all")
+    else:
+        rendered = render(chat.template, flatten(record), chat.tokens, add_generation_prompt=False)
+        answers = sum(message.role == "assistant" for message in record.messages)
+        if len(rendered.spans) != answers:
+            raise DataError(
+                f"the template marks {len(rendered.spans)} generation blocks for {answers} assistant turns",
+                f"record {record.id}",
+                "put {% generation %} and {% endgeneration %} around each assistant turn of the template",
+            )
+        encoded = encode(rendered, chat.tokenizer, loss)
+        check_stop_token(rendered, encoded, chat, record.id, loss)
+    check_ids(encoded.input_ids, chat.ids, record.id)
+    return encoded
+
+
+def encode(rendered: Rendered, tokenizer: Tokenizer, loss: Loss) -> Encoded:
+    """Encode once, without adding special tokens, and mask by character offsets.
+
+    A token is trained when it lies whole in a trained span. One that straddles a span's start holds the end of the
+    prompt: when serving, the prompt is encoded alone and ends in other ids, so the model is never asked for that
+    token. One that straddles the end holds text that follows the stop, which nobody asks for either.
+    """
+    encoding = tokenizer.encode(rendered.text, add_special_tokens=False)
+    if loss == "all":
+        return Encoded(tuple(encoding.ids), (True,) * len(encoding.ids), 0)
+    spans = rendered.spans if loss == "assistant" else rendered.spans[-1:]
+    trained, straddling, at = [], 0, 0
+    for start, end in encoding.offsets:
+        # Both lists are in text order, so one walk over the spans is enough.
+        while at < len(spans) and spans[at][1] <= start:
+            at += 1
+        inside = at < len(spans) and spans[at][0] <= start and end <= spans[at][1]
+        touches = at < len(spans) and end > spans[at][0]
+        trained.append(inside)
+        straddling += touches and not inside
+    return Encoded(tuple(encoding.ids), tuple(trained), straddling)
+
+
+def check_stop_token(rendered: Rendered, encoded: Encoded, chat: Chat, record_id: str, loss: Loss) -> None:
+    """Raise DataError unless each trained turn ends in a trained eos: without it the model never learns to stop."""
+    turns = 1 if loss == "last_assistant" else len(rendered.spans)
+    pairs = zip(encoded.input_ids, encoded.trained, strict=True)
+    stops = sum(trained and token == chat.ids.eos for token, trained in pairs)
+    spans = rendered.spans[-turns:]
+    eos = chat.tokens["eos_token"]
+    if stops < turns or not all(rendered.text[start:end].rstrip("\r\n").endswith(eos) for start, end in spans):
+        raise DataError(
+            f"{turns} turns are trained and {stops} of them end in the stop token {eos}",
+            f"record {record_id}",
+            "put the eos token inside {% generation %}, at the end of the assistant's turn",
+        )
+
+
+def check_ids(input_ids: Sequence[int], ids: SpecialIds, record_id: str) -> None:
+    """Raise DataError unless all ids are in the vocabulary and there is exactly one BOS, at the start."""
+    if input_ids and not 0 <= min(input_ids) <= max(input_ids) < ids.vocab_size:
+        outside = next(token for token in input_ids if not 0 <= token < ids.vocab_size)
+        raise DataError(
+            f"token id {outside} is beyond the vocabulary of {ids.vocab_size}",
+            f"record {record_id}",
+            "the tokenizer does not fit: run `dvc repro --force tokenizer`",
+        )
+    starts = [index for index, token in enumerate(input_ids) if token == ids.bos]
+    if ids.bos is not None and starts != [0]:
+        raise DataError(
+            f"a document has one BOS (id {ids.bos}), at position 0; here it is at positions {starts}",
+            f"record {record_id}",
+            "write {{ bos_token }} once, at the start of the chat template",
+        )
+
+
+def _with_calls(message: Message) -> str:
+    if message.tool_calls is None:
+        return message.content
+    calls = [
+        f"<tool_call>{json.dumps(call, ensure_ascii=False, sort_keys=True)}</tool_call>"
+        for call in json.loads(message.tool_calls)
+    ]
+    return "\n".join([message.content, *calls] if message.content else calls)

@@ -1,0 +1,154 @@
+"""The folder models/tokenizer: written from a trained or a copied tokenizer, read back as a Chat."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from finetune.data.chat import Chat, SpecialIds
+from finetune.data.hub import Repo, cached_file
+from finetune.data.template import compile_template, has_generation_tags, render, serving_form
+from finetune.data_sections import TrainTokenizer
+from finetune.errors import DataError
+from finetune.io import read_json, write_json, write_text
+
+TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
+SERVING_TEMPLATE, TRAINING_TEMPLATE = "chat_template.jinja", "training_template.jinja"
+TOKENIZER_FILES = (
+    TOKENIZER,
+    CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+# Shapes that a template may render differently once its tags are gone.
+PROBES: tuple[tuple[tuple[str, str], ...], ...] = (
+    (("user", "a"), ("assistant", "b")),
+    (("user", " a \n"), ("assistant", "\n b "), ("user", "c"), ("assistant", "d\n\n")),
+    (("system", "s"), ("user", "a"), ("assistant", "b")),
+)
+
+
+def write_trained(tokenizer: Tokenizer, params: TrainTokenizer, max_tokens: int, folder: Path) -> None:
+    """Write a trained tokenizer so that AutoTokenizer loads it; `max_tokens`: longest row of the training."""
+    write_text(folder / TOKENIZER, tokenizer.to_str(pretty=True))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": params.bos_token,
+        "eos_token": params.eos_token,
+        "pad_token": params.pad_token,
+        "model_max_length": max_tokens,
+        "clean_up_tokenization_spaces": False,
+    }
+    write_json(folder / CONFIG, config)
+
+
+def copy_base_tokenizer(manifest: dict[str, Any], folder: Path) -> None:
+    """Copy the base model's tokenizer from the Hub cache, with a pad token that is not eos and without its template."""
+    repo = Repo(manifest["repo_id"], "model", manifest["revision"])
+    there = {file["path"] for file in manifest["files"]}
+    if TOKENIZER not in there:
+        raise DataError(
+            f"the base model has no {TOKENIZER}", repo.where(), "choose a revision that has one (a fast tokenizer)"
+        )
+    for name in TOKENIZER_FILES:
+        if name in there:
+            shutil.copyfile(cached_file(repo, name), folder / name)
+    config = read_json(folder / CONFIG) if CONFIG in there else {}
+    config.pop("chat_template", None)
+    config["pad_token"] = _pad_token(config, folder)
+    write_json(folder / CONFIG, config)
+
+
+def install_templates(template: Path, folder: Path) -> None:
+    """Write the template with its generation tags and the serving form without; both print the same text."""
+    if not template.is_file():
+        raise DataError("file is missing", template, "mend tokenizer.chat_template in params.yaml")
+    source = template.read_text(encoding="utf-8")
+    if not has_generation_tags(source):
+        raise DataError(
+            "the chat template has no {% generation %} tag, so nothing says what is trained",
+            template,
+            "put {% generation %} and {% endgeneration %} around the assistant's turn",
+        )
+    serving = serving_form(source)
+    tokens = special_tokens(folder)
+    training_template, serving_template = compile_template(source, template), compile_template(serving, template)
+    for probe in PROBES:
+        turns = [{"role": role, "content": content} for role, content in probe]
+        for prompt in (False, True):
+            trained = render(training_template, turns, tokens, add_generation_prompt=prompt)
+            served = render(serving_template, turns, tokens, add_generation_prompt=prompt)
+            if trained.text != served.text:
+                raise DataError(
+                    f"without its generation tags the template prints {served.text!r} instead of {trained.text!r}",
+                    template,
+                    "put nothing but {% generation %} and {% endgeneration %} in those tags",
+                )
+    write_text(folder / TRAINING_TEMPLATE, source)
+    write_text(folder / SERVING_TEMPLATE, serving)
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """{bos_token, eos_token, pad_token} of tokenizer_config.json, without those that are null."""
+    config = read_json(folder / CONFIG)
+    found = {key: _text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token")}
+    return {key: text for key, text in found.items() if text is not None}
+
+
+def load_chat(folder: Path) -> Chat:
+    """The tokenizer and training template of models/tokenizer; raises DataError when its special tokens do not fit."""
+    if not (folder / TOKENIZER).is_file():
+        raise DataError("file is missing", folder / TOKENIZER, "run `dvc repro tokenizer`")
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    # It adds special tokens, which the template does here, and may trim white space off the offsets of the mask.
+    tokenizer.post_processor = None
+    tokens = special_tokens(folder)
+    source = (folder / TRAINING_TEMPLATE).read_text(encoding="utf-8")
+    added = tokenizer.get_added_tokens_decoder()
+    return Chat(
+        tokenizer=tokenizer,
+        template=compile_template(source, folder / TRAINING_TEMPLATE),
+        tokens=tokens,
+        ids=special_ids(tokenizer, tokens, folder),
+        special_texts=tuple(token.content for _, token in sorted(added.items()) if token.special),
+    )
+
+
+def special_ids(tokenizer: Tokenizer, tokens: dict[str, str], where: object) -> SpecialIds:
+    """Ids of the special tokens; raises DataError when eos or pad is missing, or pad is eos."""
+    ids = {name: tokenizer.token_to_id(text) for name, text in tokens.items()}
+    eos, pad = ids.get("eos_token"), ids.get("pad_token")
+    if eos is None or pad is None or eos == pad:
+        raise DataError(
+            f"eos ({tokens.get('eos_token')}, id {eos}) and pad ({tokens.get('pad_token')}, id {pad}) "
+            "must be two different tokens of the vocabulary",
+            where,
+            "name them in the section tokenizer of params.yaml, or choose another base model",
+        )
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    return SpecialIds(ids.get("bos_token"), eos, pad, largest + 1)
+
+
+def _pad_token(config: dict[str, Any], folder: Path) -> str:
+    """The base's own pad token unless it is eos; else its first special token that is named a pad, else unk."""
+    eos = _text(config.get("eos_token"))
+    added = Tokenizer.from_file(str(folder / TOKENIZER)).get_added_tokens_decoder()
+    named = [token.content for _, token in sorted(added.items()) if "pad" in token.content.lower()]
+    candidates = [_text(config.get("pad_token")), *named, _text(config.get("unk_token"))]
+    for candidate in candidates:
+        if candidate is not None and candidate != eos:
+            return candidate
+    raise DataError("the base tokenizer has no pad token other than eos", folder, "choose another base model")
+
+
+def _text(token: Any) -> str | None:
+    """A special token is spelled as a text, or as {"content": text, ...}."""
+    text = token["content"] if isinstance(token, dict) else token
+    return None if text is None else str(text)

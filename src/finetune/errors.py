@@ -1,0 +1,39 @@
+"""The errors that a user can cause; each names what is wrong, where, and what to type next.
+
+FinetuneError
+├── ParamsError     params.yaml is not valid; lists every fault by key
+├── DataError       an input file is missing, damaged or leaves nothing to work on
+├── DeviceError     the hardware cannot do what params.yaml asks for
+├── ExportError     merge, quantisation or template failed its check
+└── TrackingError   MLflow cannot be reached or refuses
+"""
+
+from __future__ import annotations
+
+
+class FinetuneError(Exception):
+    """A fault with its place and its remedy: `what` happened, `where` (file or key), `remedy` to type."""
+
+    def __init__(self, what: str, where: object, remedy: str) -> None:
+        self.what, self.where, self.remedy = what, str(where), remedy
+        super().__init__(f"{what}\n  where:  {where}\n  remedy: {remedy}")
+
+
+class ParamsError(FinetuneError):
+    """params.yaml breaks its schema."""
+
+
+class DataError(FinetuneError):
+    """An input file or its content cannot be used."""
+
+
+class DeviceError(FinetuneError):
+    """The machine lacks what params.yaml asks for."""
+
+
+class ExportError(FinetuneError):
+    """A produced artefact fails its own check."""
+
+
+class TrackingError(FinetuneError):
+    """MLflow cannot do what is asked."""

@@ -1,0 +1,1 @@
+"""Measurements on held-out text: perplexity, token accuracy and sample generations."""

@@ -1,0 +1,3 @@
+module finetune/gotemplate
+
+go 1.21

@@ -1,0 +1,37 @@
+"""One log line format on stderr, and one progress bar for all long work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+logger = logging.getLogger("finetune")
+
+
+def setup_logging(stage: str) -> None:
+    """Log to stderr as `stage: message`; FINETUNE_LOG_LEVEL chooses the level (INFO if unset)."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"{stage}: %(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(os.environ.get("FINETUNE_LOG_LEVEL", "INFO"))
+    logger.propagate = False
+
+
+def progress_bar(total: int | None, done: int, unit: str, label: str) -> tqdm[Any]:
+    """A bar with rate and ETA; where stderr is no terminal, a line every half minute instead of ten a second."""
+    interval_s = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, initial=done, unit=unit, desc=label, mininterval=interval_s, file=sys.stderr)
+
+
+def progress(items: Iterable[Item], total: int | None, unit: str, label: str) -> Iterator[Item]:
+    """Iterate with such a bar."""
+    with progress_bar(total, 0, unit, label) as bar:
+        for item in items:
+            yield item
+            bar.update()

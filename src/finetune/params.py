@@ -1,0 +1,100 @@
+"""params.yaml -> one checked Params: every fault reported together, by key, before any work.
+
+Values are read as YAML 1.2, as DVC reads them (YAML 1.1 makes `2e-06` a string). Imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from finetune.data_sections import Clean, Fetch, KeepTokenizer, Split, Tokenize, TrainTokenizer
+from finetune.errors import ParamsError
+from finetune.sections import (
+    Base,
+    Evaluate,
+    Merge,
+    Name,
+    OllamaModelfile,
+    Positive,
+    QuantizeGguf,
+    Register,
+    Section,
+    TrainQlora,
+)
+
+
+class Params(Section):
+    """The whole of params.yaml. `recipe` is a label; `cpu_threads` fixes the order of sums on a CPU."""
+
+    recipe: Name
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    cpu_threads: Positive
+    fetch: Fetch
+    clean: Clean
+    tokenizer: Annotated[KeepTokenizer | TrainTokenizer, Field(discriminator="strategy")]
+    base: Base
+    tokenize: Tokenize
+    split: Split
+    train_qlora: TrainQlora
+    evaluate: Evaluate
+    merge: Merge
+    quantize_gguf: QuantizeGguf
+    ollama_modelfile: OllamaModelfile
+    registration: Annotated[Register, Field(alias="register")]
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        faults = []
+        if (self.fetch.base_model.kind == "scratch") != (self.base.scratch is not None):
+            faults.append(
+                f"base.scratch must be given exactly when fetch.base_model.kind is scratch, "
+                f"which is {self.fetch.base_model.kind}"
+            )
+        if self.fetch.base_model.kind == "scratch" and self.tokenizer.strategy != "train":
+            faults.append("tokenizer.strategy must be train for a scratch base, which has no tokenizer to keep")
+        if self.split.pack_tokens < self.tokenize.max_tokens:
+            faults.append(
+                f"split.pack_tokens ({self.split.pack_tokens}) must be at least "
+                f"tokenize.max_tokens ({self.tokenize.max_tokens})"
+            )
+        made = [entry.type for entry in self.quantize_gguf.types]
+        if self.ollama_modelfile.quantization not in made:
+            faults.append(
+                f"ollama_modelfile.quantization ({self.ollama_modelfile.quantization}) must be one of "
+                f"quantize_gguf.types ({', '.join(made)})"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+def load_params(path: Path) -> Params:
+    """Read and check params.yaml; raises one ParamsError that lists every fault by key."""
+    try:
+        content: Any = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError("file is missing", path, "make recipe NAME=smoke") from None
+    except (YAMLError, UnicodeDecodeError) as fault:
+        raise ParamsError(f"not valid YAML: {fault}", path, "mend the line named above") from None
+    try:
+        return Params.model_validate(content)
+    except ValidationError as fault:
+        lines = [_describe(error) for error in fault.errors()]
+        remedy = "mend these keys, or start again from a recipe: make recipe NAME=smoke"
+        raise ParamsError(f"{len(lines)} fault(s):\n" + "\n".join(lines), path, remedy) from None
+
+
+def section(params: Params, name: str) -> Any:
+    """The value of one top-level key of params.yaml."""
+    return params.registration if name == "register" else getattr(params, name)
+
+
+def _describe(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "(sections together)"
+    seen = "" if error["type"] in ("missing", "value_error") else f", got {error['input']!r}"
+    return f"  - {key}: {error['msg']}{seen}"

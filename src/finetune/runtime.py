@@ -1,0 +1,35 @@
+"""The CPU code path, pinned: equal inputs give equal bytes on any x86-64 processor with AVX2.
+
+The variables are read when torch, numpy, MKL and oneDNN are first imported, so they are set before that
+(finetune/stages/__init__.py). Thread counts come from `cpu_threads` in params.yaml: they fix the order of sums.
+"""
+
+from __future__ import annotations
+
+import os
+
+PINNED_ENVIRONMENT = {
+    # Vectorised loops of torch: the AVX2 build on every machine, also where AVX-512 exists.
+    "ATEN_CPU_CAPABILITY": "avx2",
+    # MKL picks kernels by processor model. COMPATIBLE is its only branch that is the same on Intel and AMD:
+    # https://www.intel.com/content/www/us/en/docs/onemkl/developer-guide-linux/2024-2/specifying-code-branches.html
+    "MKL_CBWR": "COMPATIBLE",
+    "MKL_DYNAMIC": "FALSE",
+    "OMP_DYNAMIC": "FALSE",
+    # Two threads on one core must hand over, not spin.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "OPENBLAS_NUM_THREADS": "1",
+    # Fork safety: tokenizers warns and switches off by itself otherwise.
+    "TOKENIZERS_PARALLELISM": "false",
+    # No stage after fetch may touch the network; fetch lifts this for itself.
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+
+
+def pin_cpu_code_path() -> None:
+    """Set the variables above in this process, whatever the caller's environment says."""
+    os.environ.update(PINNED_ENVIRONMENT)

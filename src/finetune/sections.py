@@ -1,0 +1,142 @@
+"""The sections of params.yaml from `base` to `register`: frozen and strict, each value written out with its bounds.
+
+No section has a default: what a run does is what params.yaml says. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+BlockMultiple = Annotated[int, Field(ge=256, multiple_of=256)]
+QuantizationType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M"]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys, other types and later changes are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ScratchModel(Section):
+    """Shape of the scratch Llama (widths in multiples of 256, so that K-quants are real) and its pre-training."""
+
+    hidden_size: BlockMultiple
+    intermediate_size: BlockMultiple
+    layers: Positive
+    attention_heads: Positive
+    key_value_heads: Positive
+    max_position_tokens: Positive
+    tie_embeddings: bool
+    pretrain_steps: Positive
+    batch_rows: Positive
+    row_tokens: Positive
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.attention_heads or self.attention_heads % self.key_value_heads:
+            raise ValueError(
+                f"attention_heads ({self.attention_heads}) must divide hidden_size ({self.hidden_size}), "
+                f"and key_value_heads ({self.key_value_heads}) must divide attention_heads"
+            )
+        return self
+
+
+class Base(Section):
+    """The model to adapt: `scratch` is read when `fetch.base_model.kind` is scratch, and null otherwise."""
+
+    scratch: ScratchModel | None
+
+
+class Quantization(Section):
+    """How the frozen base is held: bitsandbytes NF4 or FP4 in blocks, or 16/32 bit with `format: none`."""
+
+    format: Literal["nf4", "fp4", "none"]
+    double_quantization: bool
+
+
+class Lora(Section):
+    """The adapter; `target_modules` are names of linear layers."""
+
+    rank: Positive
+    alpha: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    use_dora: bool
+    use_rslora: bool
+    target_modules: Annotated[list[str], Field(min_length=1)]
+
+
+class TrainQlora(Section):
+    """The optimisation. Steps are optimizer steps; `warmup_share` is a share of all steps."""
+
+    quantization: Quantization
+    compute_dtype: Literal["float32", "bfloat16", "float16"]
+    lora: Lora
+    epochs: Positive
+    micro_batch_rows: Positive
+    gradient_accumulation_steps: Positive
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"]
+    warmup_share: Share
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
+    max_gradient_norm: Annotated[float, Field(gt=0)]
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "paged_adamw_8bit", "adamw_8bit"]
+    gradient_checkpointing: bool
+    log_every_steps: Positive
+    evaluate_every_steps: Positive
+    save_every_steps: Positive
+    keep_checkpoints: Positive
+
+
+class Evaluate(Section):
+    """`samples_per_source` test prompts are answered by base and tuned, greedily, `max_new_tokens` at most."""
+
+    samples_per_source: Positive
+    max_new_tokens: Positive
+
+
+class Merge(Section):
+    """`max_logit_difference`: largest absolute difference allowed between merged and base + adapter logits."""
+
+    dtype: Literal["bfloat16", "float16", "float32"]
+    max_logit_difference: Annotated[float, Field(gt=0)]
+
+
+class QuantizedType(Section):
+    """One GGUF file to make, and the most that its perplexity may be, as a ratio to the merged model's."""
+
+    type: QuantizationType
+    max_perplexity_ratio: Annotated[float, Field(ge=1)]
+
+
+class QuantizeGguf(Section):
+    """The GGUF files to make."""
+
+    types: Annotated[list[QuantizedType], Field(min_length=1)]
+
+
+class OllamaModelfile(Section):
+    """What `ollama create` reads. `num_ctx` in tokens; `stop`: further stop strings beside the end-of-turn token."""
+
+    quantization: QuantizationType
+    system: str
+    num_ctx: Positive
+    temperature: Annotated[float, Field(ge=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    repeat_penalty: Annotated[float, Field(gt=0)]
+    stop: list[str]
+
+
+class Register(Section):
+    """`mode`: `upload` copies the merged model into the registry, `reference` registers its hashes only."""
+
+    experiment: str
+    model_name: str
+    mode: Literal["upload", "reference"]

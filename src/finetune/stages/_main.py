@@ -1,0 +1,24 @@
+"""argv -> one stage's run: paths by position, sections of params.yaml by name, errors as one message and exit 1."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from finetune.errors import FinetuneError
+from finetune.log import logger, setup_logging
+from finetune.params import load_params, section
+
+PARAMS_FILE = Path("params.yaml")
+
+
+def stage_main(run: Callable[..., None], sections: Sequence[str]) -> None:
+    """Call `run(*paths, **sections)` with the paths of argv and the named sections of params.yaml."""
+    setup_logging(Path(sys.argv[0]).stem)
+    try:
+        params = load_params(PARAMS_FILE)
+        run(*map(Path, sys.argv[1:]), **{name: section(params, name) for name in sections})
+    except FinetuneError as error:
+        logger.error("%s: %s", type(error).__name__, error)
+        raise SystemExit(1) from None

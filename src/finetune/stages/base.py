@@ -1,0 +1,70 @@
+"""base: manifest and tokenizer -> models/base, the pinned Hub model or a small Llama pre-trained here."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from finetune.data import splits
+from finetune.data.record import Record
+from finetune.data_sections import Split
+from finetune.errors import DataError
+from finetune.io import read_json, read_jsonl, write_json
+from finetune.log import logger
+from finetune.sections import Base
+from finetune.stages._main import stage_main
+from finetune.training.device import make_deterministic
+from finetune.training.model import BASE_FILE
+from finetune.training.pretrain import make_llama, pretrain, to_rows
+
+PARAMS = ("seed", "cpu_threads", "base", "split")
+
+
+def run(
+    clean: Path,
+    manifest: Path,
+    tokenizer: Path,
+    target: Path,
+    metrics: Path,
+    *,
+    seed: int,
+    cpu_threads: int,
+    base: Base,
+    split: Split,
+) -> None:
+    """Make or name the model to adapt; held-out records are kept out of the pre-training text."""
+    make_deterministic(seed, cpu_threads)
+    target.mkdir(parents=True, exist_ok=True)
+    source = read_json(manifest)
+    write_json(target / BASE_FILE, source)
+    if base.scratch is None:
+        size_bytes = sum(file["size_bytes"] for file in source["files"])
+        write_json(metrics, {"files": len(source["files"]), "size_bytes": size_bytes})
+        logger.info(
+            "base: %s at %s, %s bytes in the Hub cache", source["repo_id"], source["revision"], f"{size_bytes:,}"
+        )
+        return
+    records = map(Record.from_row, read_jsonl(clean / "records.jsonl"))
+    shares = (split.validation_share, split.test_share)
+    texts = [record.all_text() for record in records if splits.assign(record.group, *shares) == "train"]
+    if not texts:
+        raise DataError("no training text is left for the scratch base", clean / "records.jsonl", "lower split shares")
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    rows = to_rows(texts, words, base.scratch.row_tokens)
+    model = make_llama(base.scratch, words)
+    losses = pretrain(model, rows, base.scratch, seed)
+    model.to(torch.bfloat16).save_pretrained(target)
+    for file in sorted(tokenizer.iterdir()):
+        shutil.copyfile(file, target / file.name)
+    numbers = {"parameters": model.num_parameters(), "text_tokens": rows.numel(), "steps": len(losses)}
+    numbers |= {"first_loss": losses[0], "last_loss": losses[-1]}
+    write_json(metrics, numbers)
+    summary = "%(parameters)s parameters, %(steps)d steps on %(text_tokens)s tokens, loss %(first_loss).2f -> "
+    logger.info(summary + "%(last_loss).2f", numbers)
+
+
+if __name__ == "__main__":
+    stage_main(run, PARAMS)

@@ -1,0 +1,80 @@
+"""adapter and 16-bit base -> models/merged, reloaded strictly and compared with base + adapter."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from finetune.errors import ExportError
+from finetune.evaluation.perplexity import model_logits
+from finetune.export.merge import check_disk, check_reload, merge_shards
+from finetune.io import read_parquet, write_json
+from finetune.log import logger
+from finetune.sections import Merge
+from finetune.stages._main import stage_main
+from finetune.training.device import make_deterministic
+from finetune.training.model import attach_adapter, load_base, locate_base
+
+PARAMS = ("seed", "cpu_threads", "merge")
+PROBE_ROWS = 8
+
+
+def run(
+    adapter: Path,
+    base: Path,
+    tokenizer: Path,
+    split: Path,
+    target: Path,
+    metrics: Path,
+    *,
+    seed: int,
+    cpu_threads: int,
+    merge: Merge,
+) -> None:
+    """Merge, then prove it: the largest logit difference to base + adapter stays within the stated bound."""
+    make_deterministic(seed, cpu_threads)
+    weights = locate_base(base)
+    target.mkdir(parents=True, exist_ok=True)
+    check_disk(weights, target, merge.dtype)
+    counts = merge_shards(weights, adapter, target, merge.dtype)
+    for file in sorted(tokenizer.iterdir()):
+        if file.name != "training_template.jinja":
+            shutil.copyfile(file, target / file.name)
+    probes = [row["input_ids"] for row in read_parquet(split / "test.parquet")[:PROBE_ROWS]]
+    expected = _logits(attach_adapter(load_base(base, None, torch.float32, torch.device("cpu")), adapter), probes)
+    merged, loading = AutoModelForCausalLM.from_pretrained(
+        target, dtype=torch.float32, output_loading_info=True, use_safetensors=True, local_files_only=True
+    )
+    check_reload(loading, target)
+    difference = max(
+        float((one - other).abs().max()) for one, other in zip(expected, _logits(merged.eval(), probes), strict=True)
+    )
+    if difference > merge.max_logit_difference:
+        raise ExportError(
+            f"merged logits differ from base + adapter by {difference:.4f}, more than {merge.max_logit_difference}",
+            "merge.max_logit_difference",
+            "set merge.dtype: float32, or raise the bound if the rounding of that dtype is acceptable",
+        )
+    size_bytes = sum(file.stat().st_size for file in target.glob("*.safetensors"))
+    write_json(metrics, {**counts, "max_logit_difference": difference, "size_bytes": size_bytes})
+    logger.info(
+        "%d of %d tensors changed, %s bytes, largest logit difference %.4f (bound %s)",
+        counts["changed_tensors"],
+        counts["tensors"],
+        f"{size_bytes:,}",
+        difference,
+        merge.max_logit_difference,
+    )
+
+
+def _logits(model: Any, probes: list[list[int]]) -> list[torch.Tensor]:
+    logits_of = model_logits(model)
+    return [logits_of(ids) for ids in probes]
+
+
+if __name__ == "__main__":
+    stage_main(run, PARAMS)

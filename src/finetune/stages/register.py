@@ -1,0 +1,69 @@
+"""register: everything made -> one MLflow run and one registered version; models/registered.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune import tracking
+from finetune.io import write_json
+from finetune.lineage import (
+    Outputs,
+    describe,
+    read_curves,
+    read_datasets,
+    read_metrics,
+    repository_root,
+    run_params,
+    version_tags,
+)
+from finetune.log import logger
+from finetune.params import load_params
+from finetune.sections import Register
+from finetune.stages._main import stage_main
+
+PARAMS = ("register",)
+
+
+def run(
+    adapter: Path,
+    merged: Path,
+    gguf: Path,
+    ollama: Path,
+    params_file: Path,
+    registered: Path,
+    base: Path,
+    base_manifest: Path,
+    raw_manifest: Path,
+    metrics: Path,
+    plots: Path,
+    samples: Path,
+    dvc_lock: Path,
+    dvc_yaml: Path,
+    *,
+    register: Register,
+) -> None:
+    """Fill the run of this adapter and register the merged model; equal content only moves the alias."""
+    client = tracking.connect(tracking.PATIENT)
+    outputs = Outputs(adapter, merged, gguf, ollama, base, base_manifest, raw_manifest, metrics, plots, dvc_lock)
+    params = load_params(params_file)
+    tags = version_tags(outputs, params.recipe, repository_root())
+    figures, datasets = read_metrics(metrics), read_datasets(raw_manifest)
+    description = describe(tags, figures, datasets)
+    curves = read_curves(plots / "train_log.csv")
+    artifacts = {samples: "", params_file: "", dvc_lock: "", dvc_yaml: ""}
+    artifacts |= {file: "plots" for file in sorted(plots.glob("*.csv"))}
+    artifacts |= {file: "ollama" for file in sorted(ollama.iterdir())}
+    with tracking.refusals():
+        run_id = tracking.find_or_create_run(client, register.experiment, tags["adapter_sha256"], run_params(params))
+        points = tracking.ensure_curves(client, run_id, curves)
+        run_tags = {**tags, "mlflow.note.content": description}
+        tracking.log_outputs(client, run_id, metrics=figures, datasets=datasets, artifacts=artifacts, tags=run_tags)
+        number = tracking.register_version(client, run_id, register, merged, tags, description)
+    content = {"model_name": register.model_name, "alias": tracking.ALIAS, "content_sha256": tags["content_sha256"]}
+    write_json(registered, content)
+    message = "%s version %s as %s, %d metrics, %d curve points copied, content %s"
+    logger.info(message, register.model_name, number, tracking.ALIAS, len(figures), points, tags["content_sha256"][:12])
+
+
+if __name__ == "__main__":
+    stage_main(run, PARAMS)

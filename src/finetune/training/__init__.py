@@ -1,0 +1,1 @@
+"""Models and optimisation: device, base model, adapters, the loop and its checkpoints."""

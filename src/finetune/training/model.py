@@ -1,0 +1,127 @@
+"""models/base + quantisation + adapter settings -> a model ready to train, evaluate or merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from finetune.errors import DataError, DeviceError
+from finetune.io import read_json, write_json
+from finetune.sections import Lora, Quantization
+
+BASE_FILE = "base.json"
+
+
+def locate_base(base: Path) -> Path:
+    """The folder that holds the base model's weights: `base` itself for scratch, the Hub cache's snapshot otherwise."""
+    manifest = read_json(base / BASE_FILE)
+    if manifest["kind"] == "scratch":
+        return base
+    try:
+        return Path(snapshot_download(manifest["repo_id"], revision=manifest["revision"], local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise DataError(
+            f"{manifest['repo_id']} at {manifest['revision']} is not in the Hub cache",
+            base / BASE_FILE,
+            "dvc repro --force --single-item fetch",
+        ) from None
+
+
+def load_base(base: Path, quantization: Quantization | None, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load the base model, frozen, with its linear layers in 4 bit when `quantization` asks for it.
+
+    Only safetensors are read, and code from the repository never runs. Raises DeviceError when no layer became 4-bit.
+    """
+    config = None
+    if quantization is not None and quantization.format != "none":
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.format,
+            bnb_4bit_use_double_quant=quantization.double_quantization,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        locate_base(base),
+        dtype=dtype,
+        device_map={"": device},
+        quantization_config=config,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    if config is not None:
+        _pin_four_bit_layers(model)
+    return model.requires_grad_(False)
+
+
+def _pin_four_bit_layers(model: Any) -> None:
+    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    if not layers:
+        raise DeviceError(
+            "no layer of the base model became 4-bit",
+            "train_qlora.quantization.format",
+            "set train_qlora.quantization.format: none to train on 16-bit weights",
+        )
+    for layer in layers:
+        # bitsandbytes repacks weights for an AVX512-BF16 kernel where the processor has it, and rounds to
+        # bfloat16 there: the result would depend on the processor (bitsandbytes 0.50, nn/modules.py).
+        layer.support_avx512bf16_for_cpu = False
+
+
+def four_bit_layers(model: Any) -> int:
+    """How many linear layers are held in 4 bit."""
+    return sum(isinstance(module, Linear4bit) for module in model.modules())
+
+
+def add_adapter(model: Any, lora: Lora) -> Any:
+    """Wrap `model` with a fresh LoRA adapter in float32; raises DataError when no module has a target's name."""
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if hasattr(module, "in_features")}
+    if missing := sorted(set(lora.target_modules) - names):
+        raise DataError(
+            f"the base model has no linear layer named {', '.join(missing)}",
+            "train_qlora.lora.target_modules",
+            f"choose among: {', '.join(sorted(names))}",
+        )
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
+        target_modules=sorted(lora.target_modules),
+        bias="none",
+    )
+    return get_peft_model(model, config)
+
+
+def attach_adapter(model: Any, adapter: Path) -> Any:
+    """Wrap `model` with the trained adapter of a folder, for inference."""
+    return PeftModel.from_pretrained(model, str(adapter), is_trainable=False).eval()
+
+
+def keep_adapter_float32(model: Any) -> None:
+    """Hold trainable weights in float32: TRL casts them to bfloat16, and a resumed run then ends in other bytes."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def save_adapter(model: Any, target: Path) -> None:
+    """Write adapter weights and a configuration whose bytes depend on neither hash seed nor location."""
+    target.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(str(target), safe_serialization=True)
+    (target / "README.md").unlink(missing_ok=True)
+    config = read_json(target / "adapter_config.json")
+    # PEFT keeps target_modules as a set, and the path of the base as it was given.
+    config["target_modules"] = sorted(config["target_modules"])
+    config["base_model_name_or_path"] = None
+    write_json(target / "adapter_config.json", config)

@@ -1,0 +1,157 @@
+"""The repository's own files: sizes, forbidden constructs, and that its lists of names agree with each other."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+CODE = ("src", "tests", "benchmarks", "scripts", "docker")
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_STAGE_LINES = 300, 60, 80
+FILES = sorted(file for folder in CODE for file in (ROOT / folder).rglob("*.py"))
+PRODUCT = [file for file in FILES if file.relative_to(ROOT).parts[0] != "tests"]
+PINNED_FILES = ("data", "train", "export", "pipeline", "dev", "build")
+
+
+def relative(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+    found = [line.split("#")[0].split(" --hash")[0].strip() for line in lines]
+    return dict(line.split("==") for line in found if line)
+
+
+def canonical(versions: dict[str, str]) -> dict[str, str]:
+    return {canonicalize_name(name): version for name, version in versions.items()}
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_file_and_function_lengths(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    stage = file.parent.name == "stages" and "src" in file.parts
+    assert len(text.splitlines()) <= (MAX_STAGE_LINES if stage else MAX_FILE_LINES)
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions}
+    assert {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES} == {}
+
+
+def caught(handler: ast.ExceptHandler) -> list[str]:
+    if handler.type is None:
+        return ["everything"]
+    types = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return [ast.unparse(node) for node in types]
+
+
+def forbidden(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            yield f"line {node.lineno}: print"
+        if isinstance(node, ast.ExceptHandler):
+            broad = {"everything", "Exception", "BaseException"}.intersection(caught(node))
+            yield from (f"line {node.lineno}: except {name}" for name in broad)
+
+
+@pytest.mark.parametrize("file", PRODUCT, ids=relative)
+def test_no_print_and_no_broad_except(file: Path) -> None:
+    assert list(forbidden(ast.parse(file.read_text(encoding="utf-8")))) == []
+
+
+def test_the_search_for_forbidden_constructs_finds_them() -> None:
+    tree = ast.parse("print(1)\ntry:\n    pass\nexcept (OSError, Exception):\n    pass\n")
+    assert list(forbidden(tree)) == ["line 1: print", "line 4: except Exception"]
+
+
+def test_make_help_lists_every_target() -> None:
+    shown = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    listed = [line.split()[1] for line in shown.splitlines()]
+    declared = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert declared is not None
+    assert sorted(listed) == sorted(declared[1].split())
+    assert {"help", "setup", "repro", "test", "lint", "chat", "mlflow", "recipe"} <= set(listed)
+
+
+@pytest.mark.parametrize("name", PINNED_FILES)
+def test_every_direct_pin_is_the_locks(name: str) -> None:
+    lock = canonical(pins("lock"))
+    direct = canonical(pins(name))
+    assert direct != {}
+    assert direct == {package: lock.get(package) for package in direct}
+
+
+def test_the_compiled_source_archive_is_the_pinned_release() -> None:
+    assert pins("llama-sdist") == {"llama-cpp-python": pins("export")["llama-cpp-python"]}
+
+
+def test_every_runtime_bound_has_its_reason() -> None:
+    for name in ("data", "train", "export", "pipeline"):
+        lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+        assert [line for line in lines if "==" in line and "  #" not in line] == []
+
+
+def test_the_lock_names_only_the_cuda_packages_that_torch_leaves_open() -> None:
+    cuda = [name for name in canonical(pins("lock")) if name.startswith(("nvidia-", "cuda-")) or name == "triton"]
+    assert cuda == ["cuda-bindings", "cuda-pathfinder", "nvidia-nvjitlink"]
+
+
+def needed(name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str]]]) -> None:
+    """Collect the installed closure of one requirement, CUDA packages apart (torch pins them itself)."""
+    if (name, extras) in seen or name.startswith(("nvidia-", "cuda-")) or name == "triton":
+        return
+    seen.add((name, extras))
+    for text in importlib.metadata.requires(name) or []:
+        requirement = Requirement(text)
+        marker = requirement.marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""}):
+            needed(canonicalize_name(requirement.name), frozenset(requirement.extras), seen)
+
+
+def test_the_installed_environment_is_the_lock() -> None:
+    lock = canonical(pins("lock"))
+    closure: set[tuple[str, frozenset[str]]] = set()
+    for name in PINNED_FILES:
+        for package in canonical(pins(name)):
+            needed(package, frozenset(), closure)
+    installed = {name: importlib.metadata.version(name).split("+")[0] for name, _ in closure}
+    assert {name: (version, lock.get(name)) for name, version in installed.items() if version != lock.get(name)} == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "ignored"),
+    [
+        ("dvc.lock", False),
+        ("metrics/evaluate.json", False),
+        ("plots/funnel.csv", False),
+        ("data/sample/chat_fr.chatml", False),
+        ("data/raw/x", True),
+        ("models/gguf/x", True),
+        ("mlflow.db", True),
+        (".venv/x", True),
+        (".tools/x", True),
+    ],
+)
+def test_git_ignores_outs_and_tools_and_nothing_else(path: str, ignored: bool) -> None:
+    command = ["git", "check-ignore", "--quiet", "--no-index", path]
+    assert (subprocess.run(command, cwd=ROOT, check=False).returncode == 0) is ignored
+
+
+def test_dockerfiles_use_nothing_that_buildah_cannot_build() -> None:
+    for file in (ROOT / "docker").rglob("Dockerfile"):
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+        assert [line for line in lines if "<<" in line or "--link" in line] == []
+
+
+def test_shell_entry_points_are_executable() -> None:
+    for path in (".ci/run", "docker/entrypoint.sh"):
+        assert (ROOT / path).stat().st_mode & 0o111 == 0o111

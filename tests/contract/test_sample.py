@@ -1,0 +1,193 @@
+"""The committed sample files are what make_sample.py writes, and hold the faults that data/sample/README.md states."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune.data.cleaning import clean_rows
+from finetune.data.formats import parse_file
+from finetune.params import load_params
+
+SAMPLE = Path(__file__).parents[2] / "data" / "sample"
+FILES = ("chat_fr.chatml", "chat_en.chatml", "tools.jsonl", "support_sharegpt.jsonl", "tweets.csv")
+REPAIRED = ("mojibake", "html_entity")
+MOJIBAKE = re.compile("Ã[\u0080-ÿ©¨ªâ€]|â€™")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, int]]]:
+    """A folder with freshly made files, and the counts that the script logs, by file."""
+    folder = tmp_path_factory.mktemp("sample")
+    command = [sys.executable, str(SAMPLE / "make_sample.py"), str(folder)]
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    done = subprocess.run(command, check=True, capture_output=True, env=environment)
+    logged = [json.loads(line) for line in done.stderr.decode("utf-8").splitlines()]
+    return folder, {row.pop("file"): row for row in logged}
+
+
+def readme_tables() -> list[list[list[str]]]:
+    tables: list[list[list[str]]] = [[]]
+    for line in (SAMPLE / "README.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("|"):
+            tables[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        elif tables[-1]:
+            tables.append([])
+    return [table for table in tables if table]
+
+
+def stated_faults() -> dict[str, dict[str, int]]:
+    header, _, *rows = readme_tables()[1]
+    files = header[1:-1]
+    return {
+        file: {row[0]: int(row[place]) for row in rows if row[place] != "0"}
+        for place, file in enumerate(files, start=1)
+    }
+
+
+def conversations(content: bytes) -> list[bytes]:
+    return content.split(b"\n\n<|")
+
+
+def json_rows(content: bytes) -> list[object]:
+    rows: list[object] = []
+    for line in content.decode("utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            rows.append(None)
+    return rows
+
+
+def tweets() -> list[str]:
+    text = (SAMPLE / "tweets.csv").read_bytes().decode("utf-8", "replace")
+    return [row["texte"] for row in csv.DictReader(io.StringIO(text))]
+
+
+def row_count(name: str) -> int:
+    content = (SAMPLE / name).read_bytes()
+    if name.endswith(".chatml"):
+        return len(conversations(content))
+    return len(tweets()) if name.endswith(".csv") else len(json_rows(content))
+
+
+def test_script_makes_the_committed_files(made: tuple[Path, dict[str, dict[str, int]]]) -> None:
+    folder, _ = made
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    different = [name for name in FILES if (folder / name).read_bytes() != (SAMPLE / name).read_bytes()]
+    assert different == []
+
+
+def test_script_leaves_nothing_beside_itself(made: tuple[Path, dict[str, dict[str, int]]]) -> None:
+    expected = {*FILES, "README.md", "faults.py", "make_sample.py", "phrases.json"}
+    assert {path.name for path in SAMPLE.iterdir()} == expected
+
+
+def test_readme_states_the_faults_that_are_planted(made: tuple[Path, dict[str, dict[str, int]]]) -> None:
+    _, logged = made
+    planted = {file: {kind: count for kind, count in row.items() if kind != "good"} for file, row in logged.items()}
+    assert stated_faults() == planted
+
+
+def test_readme_states_the_rows(made: tuple[Path, dict[str, dict[str, int]]]) -> None:
+    _, logged = made
+    for name, _, rows, good, _ in readme_tables()[0][2:]:
+        unwanted = sum(count for kind, count in logged[name].items() if kind not in ("good", *REPAIRED))
+        assert (name, int(rows), int(good)) == (name, row_count(name), logged[name]["good"])
+        assert int(rows) == int(good) + unwanted
+    assert sum(row["good"] for row in logged.values()) == 784
+
+
+def test_clean_does_what_the_readme_says() -> None:
+    readme = (SAMPLE / "README.md").read_text(encoding="utf-8")
+    params = load_params(SAMPLE.parents[1] / "recipes" / "smoke" / "params.yaml")
+    sources = params.fetch.sources
+    contents = {source.origin.files: (SAMPLE / source.origin.files).read_bytes() for source in sources}
+    rows = [(source.name, parse_file(contents[source.origin.files], "x", source)) for source in sources]
+    cleaned = clean_rows(rows, params.clean)
+    counts = cleaned.counts.values()
+    dropped = sum(sum(count.dropped.values()) for count in counts)
+    duplicates = sum(count.duplicates for count in counts)
+    assert (
+        f"In all {sum(count.rows_in for count in counts)} rows, of which `clean` keeps {len(cleaned.records)}, "
+        f"drops {dropped} by rule and {duplicates} as duplicates, and quarantines {len(cleaned.faults)}."
+    ) in readme
+    good = [int(row[3]) for row in readme_tables()[0][2:]]
+    assert [count.kept for count in counts] == good
+    repaired = {file: sum(row.get(kind, 0) for kind in REPAIRED) for file, row in stated_faults().items()}
+    assert [sum(count.repaired_texts.values()) for count in counts] == [repaired[file] for file in contents]
+
+
+@pytest.mark.parametrize(
+    ("start", "fault"), [("RT @", "retweet"), ("https://", "link_only"), ("Bonjour", "automatic_reply")]
+)
+def test_tweets_hold_the_stated_unwanted_ones(start: str, fault: str) -> None:
+    found = sum(text.startswith((start, "Message automatique") if start == "Bonjour" else start) for text in tweets())
+    assert found == stated_faults()["tweets.csv"][fault]
+
+
+def test_tweets_hold_the_stated_entities_and_line_breaks() -> None:
+    assert sum("&amp;" in text for text in tweets()) == stated_faults()["tweets.csv"]["html_entity"]
+    assert sum("\n" in text for text in tweets()) >= 10
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_mojibake_is_where_it_is_stated(name: str) -> None:
+    content = (SAMPLE / name).read_bytes().decode("utf-8", "replace")
+    rows = tweets() if name.endswith(".csv") else content.split("\n")
+    assert sum(MOJIBAKE.search(row) is not None for row in rows) == stated_faults()[name].get("mojibake", 0)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_invalid_utf8_is_where_it_is_stated(name: str) -> None:
+    rows = [(SAMPLE / name).read_bytes()]
+    if name.endswith(".chatml"):
+        rows = conversations(rows[0])
+    elif name.endswith(".csv"):
+        rows = rows[0].split(b"\n")
+    found = sum("\ufffd" in row.decode("utf-8", "replace") for row in rows)
+    assert found == stated_faults()[name].get("invalid_utf8", 0)
+
+
+@pytest.mark.parametrize("name", ["tools.jsonl", "support_sharegpt.jsonl"])
+def test_broken_json_is_where_it_is_stated(name: str) -> None:
+    rows = json_rows((SAMPLE / name).read_bytes())
+    assert rows.count(None) == stated_faults()[name]["broken_json"]
+
+
+@pytest.mark.parametrize("name", ["chat_fr.chatml", "chat_en.chatml"])
+def test_conversations_without_an_answer_are_stated(name: str) -> None:
+    silent = [row for row in conversations((SAMPLE / name).read_bytes()) if b"<|assistant|>" not in row]
+    assert len(silent) == stated_faults()[name]["no_answer"]
+
+
+def test_exact_duplicates_of_json_rows_are_stated() -> None:
+    for name in ("tools.jsonl", "support_sharegpt.jsonl"):
+        lines = (SAMPLE / name).read_text(encoding="utf-8").splitlines()
+        assert len(lines) - len(set(lines)) == stated_faults()[name]["exact_duplicate"]
+
+
+def test_tool_calls_match_an_offered_tool() -> None:
+    called = 0
+    for row in json_rows((SAMPLE / "tools.jsonl").read_bytes()):
+        if not isinstance(row, dict) or "messages" not in row:
+            continue
+        offered = {tool["function"]["name"]: tool["function"]["parameters"] for tool in row.get("tools", [])}
+        for message in row["messages"]:
+            for call in message.get("tool_calls", []):
+                called += 1
+                assert list(call["function"]["arguments"]) == offered[call["function"]["name"]]["required"]
+    assert called >= 70
+
+
+def test_sample_is_small() -> None:
+    size_bytes = sum((SAMPLE / name).stat().st_size for name in FILES)
+    assert 150_000 < size_bytes < 250_000

@@ -1,0 +1,145 @@
+"""The smoke recipe from raw text to the registry, in clones, as a person runs it.
+
+Covered: all stages run; a second run does nothing; a changed evaluate parameter leaves training alone; a training
+parameter changed and changed back comes from the run cache; two clones under different conditions give equal bytes,
+and those bytes are the committed ones; perplexities, quantisation losses, parity; chat and registry answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clone import ROOT, clone, git, out_hashes, repro, run, stages_run
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = clone(tmp_path_factory.mktemp("one"))
+    assert len(stages_run(repro(folder))) == 12
+    return folder
+
+
+def metrics(folder: Path, stage: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / f"metrics/{stage}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def change_params(folder: Path, old: str, new: str) -> None:
+    text = (folder / "params.yaml").read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    (folder / "params.yaml").write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_the_committed_bytes_come_out_again(first: Path) -> None:
+    assert out_hashes(first) == out_hashes(ROOT)
+    assert git(first, "status", "--porcelain") == ""
+
+
+def test_tuning_lowers_held_out_perplexity_by_three_tenths_at_least(first: Path) -> None:
+    evaluated, quantised = metrics(first, "evaluate"), metrics(first, "quantize_gguf")
+    assert evaluated["perplexity_ratio"] <= 0.7
+    assert quantised["types"]["Q8_0"]["perplexity"] <= 0.7 * evaluated["base"]["perplexity"]
+    assert 0.99 <= quantised["types"]["Q8_0"]["perplexity_ratio"] <= 1.01
+
+
+def test_quantised_types_are_real(first: Path) -> None:
+    types = metrics(first, "quantize_gguf")["types"]
+    assert list(types) == ["F16", "Q4_K_M", "Q8_0"]
+    assert set(types["Q8_0"]["tensor_types"]) == {"F32", "Q8_0"}
+    assert set(types["Q4_K_M"]["tensor_types"]) == {"F32", "Q4_K", "Q6_K"}
+    assert types["Q4_K_M"]["size_bytes"] < types["Q8_0"]["size_bytes"] < types["F16"]["size_bytes"]
+
+
+def test_every_fixture_chat_is_served_as_it_was_trained(first: Path) -> None:
+    assert metrics(first, "ollama_modelfile")["parity"] == 1.0
+    assert metrics(first, "ollama_modelfile")["chats"] >= 20
+
+
+def test_rows_are_accounted_for(first: Path) -> None:
+    clean = metrics(first, "clean")
+    assert clean["rows_in"] == clean["kept"] + clean["duplicates"] + clean["quarantined"] + sum(
+        clean["dropped"].values()
+    )
+    assert min(clean["duplicates"], clean["quarantined"], clean["repaired"]) > 0
+    assert {"retweet", "automatic_reply", "link_only"} <= set(clean["dropped"])
+
+
+def test_a_second_run_does_nothing_and_leaves_git_clean(first: Path) -> None:
+    assert stages_run(repro(first)) == []
+    assert git(first, "status", "--porcelain") == ""
+
+
+def test_the_summary_ends_with_the_command_to_type(first: Path) -> None:
+    finished = run([sys.executable, "-m", "finetune.summary"], first)
+    assert finished.returncode == 0, finished.stderr
+    assert "ollama create finetune-smoke -f models/ollama/Modelfile" in finished.stdout
+
+
+def test_the_model_answers_in_french_without_markers(first: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "finetune.chat",
+        "models/ollama/Modelfile",
+        "--ask",
+        "Bonjour, quels sont vos horaires ?",
+    ]
+    finished = run(command, first)
+    assert finished.returncode == 0, finished.stderr
+    assert len(finished.stdout.split()) >= 3
+    assert "<|" not in finished.stdout
+    assert set(finished.stdout.lower().split()) & {"nous", "le", "la", "est", "vous", "de", "l'atelier", "du"}
+
+
+def test_the_registered_version_answers(first: Path) -> None:
+    registered = json.loads((first / "models/registered.json").read_text(encoding="utf-8"))
+    assert registered["model_name"] == "finetune-smoke"
+    address = "models:/finetune-smoke@challenger"
+    finished = run(
+        [sys.executable, "-m", "finetune.tracking", "ask", address, "Bonjour, quels sont vos horaires ?"], first
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip()
+
+
+def test_plots_are_drawn(first: Path) -> None:
+    finished = run([sys.executable, "-m", "dvc", "plots", "show"], first)
+    assert finished.returncode == 0, finished.stderr
+    page = (first / "dvc_plots/index.html").read_text(encoding="utf-8")
+    for name in ("train_log", "funnel", "sources", "lengths", "perplexity", "quantization"):
+        assert f"plots/{name}.csv" in page
+
+
+def test_other_conditions_give_the_same_bytes(first: Path, tmp_path: Path) -> None:
+    second = clone(tmp_path / "a clone with spaces")
+    core = str(min(os.sched_getaffinity(0)))
+    environment = {"PYTHONHASHSEED": "12345", "TZ": "Asia/Kolkata", "LC_ALL": "C", "LANG": "C"}
+    prefix = ("taskset", "-c", core) if shutil.which("taskset") else ()
+    assert len(stages_run(repro(second, prefix=prefix, **environment))) == 12
+    assert out_hashes(second) == out_hashes(first)
+
+
+def test_an_evaluate_parameter_leaves_training_alone(first: Path) -> None:
+    change_params(first, "samples_per_source: 2", "samples_per_source: 1")
+    assert stages_run(repro(first)) == ["evaluate", "register"]
+    change_params(first, "samples_per_source: 1", "samples_per_source: 2")
+    repro(first)
+    assert git(first, "status", "--porcelain") == ""
+
+
+def test_a_training_parameter_changed_back_comes_from_the_run_cache(first: Path) -> None:
+    change_params(first, "warmup_share: 0.05", "warmup_share: 0.1")
+    assert stages_run(repro(first, "train_qlora")) == ["train_qlora"]
+    change_params(first, "warmup_share: 0.1", "warmup_share: 0.05")
+    output = repro(first)
+    assert "Stage 'train_qlora' is cached - skipping run" in output
+    assert stages_run(output) == []
+    assert git(first, "status", "--porcelain") == ""

@@ -1,0 +1,130 @@
+from dataclasses import replace
+
+import pytest
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+
+from finetune.data.chat import Chat, SpecialIds, check_ids, encode, encode_record, flatten, special_text_in
+from finetune.data.record import Message, make_record
+from finetune.data.template import Rendered, compile_template
+from finetune.errors import DataError
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}A{% generation %}{{ m.content + eos_token }}"
+    "{% endgeneration %}{% else %}U{{ m.content }}{% endif %}{% endfor %}"
+)
+TWO_TURNS = make_record(
+    source="s",
+    messages=(Message("user", "ab"), Message("assistant", "c"), Message("user", "d"), Message("assistant", "cd")),
+)
+
+
+def chat(template=TEMPLATE):
+    vocabulary = {token: index for index, token in enumerate(["?", "<p>", "<s>", "</s>", *"abcdAU"])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, "?"))
+    tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
+    tokenizer.add_special_tokens(["<p>", "<s>", "</s>"])
+    return Chat(
+        tokenizer=tokenizer,
+        template=compile_template(template, "t.jinja"),
+        tokens={"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<p>"},
+        ids=SpecialIds(bos=2, eos=3, pad=1, vocab_size=10),
+        special_texts=("<p>", "<s>", "</s>"),
+    )
+
+
+# <s> U a b A c </s> U d A c d </s>
+IDS = (2, 9, 4, 5, 8, 6, 3, 9, 7, 8, 6, 7, 3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "trained"),
+    [
+        ("assistant", (0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 1)),
+        ("last_assistant", (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1)),
+        ("all", (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)),
+    ],
+)
+def test_ids_and_mask_of_a_two_turn_conversation(loss, trained):
+    encoded = encode_record(TWO_TURNS, chat(), loss)
+    assert encoded.input_ids == IDS
+    assert encoded.trained == tuple(map(bool, trained))
+    assert encoded.straddling == 0
+
+
+def test_a_plain_text_is_bos_text_eos_and_all_of_it_is_trained():
+    encoded = encode_record(make_record(source="s", text="ad"), chat(), "assistant")
+    assert (encoded.input_ids, encoded.trained) == ((2, 4, 7, 3), (True, True, True, True))
+
+
+def test_a_token_that_straddles_an_edge_of_a_span_is_not_trained_and_is_counted():
+    tokenizer = Tokenizer(WordLevel({"?": 0, "ab": 1, "cd": 2, "ef": 3}, "?"))
+    tokenizer.pre_tokenizer = Split(Regex(".."), "isolated")
+    encoded = encode(Rendered("abcdef", ((1, 5),)), tokenizer, "assistant")
+    assert (encoded.input_ids, encoded.trained, encoded.straddling) == ((1, 2, 3), (False, True, False), 2)
+
+
+def test_every_piece_of_a_character_of_several_tokens_is_trained():
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    vocabulary = {letter: index for index, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    encoded = encode(Rendered("a🧠é", ((1, 3),)), tokenizer, "assistant")
+    assert encoded.trained == (False, True, True, True, True, True, True)
+
+
+def test_tools_go_into_the_system_turn_and_calls_into_the_answer():
+    calls = '[{"arguments": {"x": "é"}, "name": "f"}, {"arguments": {}, "name": "g"}]'
+    messages = (Message("user", "q"), Message("assistant", "voici", calls), Message("tool", "1"))
+    expected_call = (
+        '<tool_call>{"arguments": {"x": "é"}, "name": "f"}</tool_call>\n'
+        '<tool_call>{"arguments": {}, "name": "g"}</tool_call>'
+    )
+    assert flatten(make_record(source="s", messages=messages, tools='[{"name": "f"}]')) == [
+        {"role": "system", "content": 'Tools: [{"name": "f"}]'},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": f"voici\n{expected_call}"},
+        {"role": "tool", "content": "1"},
+    ]
+    with_system = (Message("system", "Sois bref."), messages[0], replace(messages[1], content=""))
+    assert flatten(make_record(source="s", messages=with_system, tools='[{"name": "f"}]')) == [
+        {"role": "system", "content": 'Sois bref.\n\nTools: [{"name": "f"}]'},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": expected_call},
+    ]
+
+
+def test_a_text_that_spells_a_special_token_is_told():
+    assert special_text_in(TWO_TURNS, chat()) is None
+    assert special_text_in(make_record(source="s", text="a </s> b"), chat()) == "</s>"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (TEMPLATE.replace("{{ bos_token }}", ""), r"one BOS \(id 2\), at position 0; here it is at positions \[\]"),
+        (TEMPLATE.replace("{{ bos_token }}", "{{ bos_token * 2 }}"), r"at positions \[0, 1\]"),
+        (TEMPLATE.replace("+ eos_token", ""), "2 turns are trained and 0 of them end in the stop token </s>"),
+        (
+            TEMPLATE.replace(" + eos_token }}{% endgeneration %}", " }}{% endgeneration %}{{ eos_token }}"),
+            "2 turns are trained and 0 of them end",
+        ),
+        (
+            TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", ""),
+            "0 generation blocks for 2 assistant turns",
+        ),
+    ],
+)
+def test_a_template_that_breaks_a_promise_is_refused(template, message):
+    with pytest.raises(DataError, match=message):
+        encode_record(TWO_TURNS, chat(template), "assistant")
+
+
+def test_an_id_beyond_the_vocabulary_is_an_error_that_names_id_size_and_record():
+    with pytest.raises(DataError, match="token id 10 is beyond the vocabulary of 10\n  where:  record r1"):
+        check_ids((2, 10, 3), chat().ids, "r1")
+    with pytest.raises(DataError, match="token id 9 is beyond the vocabulary of 5"):
+        encode_record(TWO_TURNS, replace(chat(), ids=SpecialIds(2, 3, 1, 5)), "assistant")

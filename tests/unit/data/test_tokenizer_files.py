@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+from test_bpe import PARAMS, TEXTS
+from transformers import AutoTokenizer
+
+from finetune.data.bpe import train
+from finetune.data.tokenizer_files import install_templates, load_chat, special_ids, write_trained
+from finetune.errors import DataError
+
+SMOKE = Path(__file__).parents[3] / "recipes" / "smoke" / "chat_template.jinja"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_trained(train(TEXTS, PARAMS), PARAMS, 512, tmp_path)
+    install_templates(SMOKE, tmp_path)
+    return tmp_path
+
+
+def test_transformers_loads_the_folder_with_its_special_tokens_and_serving_template(folder):
+    loaded = AutoTokenizer.from_pretrained(str(folder))
+    assert (loaded.bos_token, loaded.eos_token, loaded.pad_token) == ("<s>", "</s>", "<pad>")
+    assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (1, 2, 0)
+    assert loaded.model_max_length == 512
+    assert loaded("le vélo")["input_ids"] == load_chat(folder).tokenizer.encode("le vélo").ids
+    served = loaded.apply_chat_template(
+        [{"role": "user", "content": "le vélo"}], add_generation_prompt=True, tokenize=False
+    )
+    assert served == "<s><|user|>\nle vélo\n<|assistant|>\n"
+
+
+def test_a_chat_is_read_back_and_adds_no_token_by_itself(folder):
+    chat = load_chat(folder)
+    assert (chat.ids.bos, chat.ids.eos, chat.ids.pad) == (1, 2, 0)
+    assert chat.ids.vocab_size == chat.tokenizer.get_vocab_size()
+    assert chat.special_texts == ("<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>")
+    assert chat.tokenizer.encode("le", add_special_tokens=True).tokens == ["le"]
+
+
+def test_pad_that_is_eos_or_missing_is_refused(folder):
+    chat = load_chat(folder)
+    for tokens in ({"eos_token": "</s>", "pad_token": "</s>"}, {"eos_token": "</s>"}):
+        with pytest.raises(DataError, match="must be two different tokens of the vocabulary"):
+            special_ids(chat.tokenizer, tokens, "models/tokenizer")
+
+
+def test_a_template_that_says_nothing_about_training_or_is_missing_is_refused(folder, tmp_path):
+    with pytest.raises(DataError, match="file is missing"):
+        install_templates(tmp_path / "absent.jinja", folder)
+    plain = tmp_path / "plain.jinja"
+    plain.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.raises(DataError, match=r"no \{% generation %\} tag"):
+        install_templates(plain, folder)

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from finetune import tracking
+from finetune.errors import DataError, TrackingError
+from finetune.io import read_json, sha256_tree, write_csv, write_json, write_text
+from finetune.params import load_params
+from finetune.stages import register as stage
+
+RECIPE = Path(__file__).parents[3] / "recipes/smoke/params.yaml"
+LOG_COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "gradient_norm", "trained_tokens")
+WORDS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", *"abcdefghijklmnopqrstuvwx"]
+SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|> ' + message['content'] + ' ' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|> ' }}{% endif %}"
+)
+QUESTION = "a b c"
+METRICS: dict[str, Any] = {
+    "clean": {"rows_in": 12, "kept": 10, "dropped": {"retweet": 2}},
+    "split": {"splits": {"train": {"rows": 8, "trained_tokens": 321}, "validation": {"rows": 1}, "test": {"rows": 1}}},
+    "evaluate": {"base": {"perplexity": 9.0}, "tuned": {"perplexity": 3.0}, "perplexity_ratio": 1 / 3, "note": "text"},
+    "quantize_gguf": {
+        "types": {"Q8_0": {"perplexity_ratio": 1.001, "top1_agreement": 0.99, "size_bytes": 1048576, "pure": True}}
+    },
+    "ollama_modelfile": {"chats": 20, "parity": 1.0},
+}
+
+
+def save_merged(folder: Path, base: Path) -> None:
+    shutil.copytree(base, folder)
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, "<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # As many Hub tokenizers do: special tokens asked for put a second <s> before the template's own.
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **SPECIALS)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+
+
+def make_outputs(root: Path, base: Path) -> list[Path]:
+    """A finished pipeline below `root`; returns the stage's argv."""
+    save_merged(root / "models/merged", base)
+    shutil.copytree(base, root / "models/base")
+    for name in ("adapter/adapter.bin", "gguf/model-Q8_0.gguf", "ollama/Modelfile", "ollama/template.gotmpl"):
+        write_text(root / "models" / name, name)
+    file = {"path": "chat/a.txt", "sha256": "ab" * 32, "size_bytes": 7}
+    origin = {"kind": "local", "files": "*.txt"}
+    source = {"name": "chat", "license": "MIT", "origin": origin, "revision": None, "files": [file]}
+    write_json(root / "data/raw/manifest.json", {"sources": [source]})
+    write_json(root / "data/base_manifest.json", {"kind": "scratch"})
+    write_text(root / "data/evaluation/samples.jsonl", "{}\n")
+    for name, numbers in METRICS.items():
+        write_json(root / f"metrics/{name}.json", numbers)
+    rows = [[step, 4.0 / step, "" if step % 2 else 3.0 / step, 0.001, 1.0, 10 * step] for step in (1, 2, 3, 4)]
+    write_csv(root / "plots/train_log.csv", LOG_COLUMNS, rows)
+    write_text(root / "dvc.lock", "schema: '2.0'\nstages:\n  fetch: {cmd: x}\n")
+    write_text(root / "dvc.yaml", "stages: {}\n")
+    shutil.copy(RECIPE, root / "params.yaml")
+    made, data = root / "models", root / "data"
+    return [
+        *(made / name for name in ("adapter", "merged", "gguf", "ollama")),
+        root / "params.yaml",
+        made / "registered.json",
+        made / "base",
+        data / "base_manifest.json",
+        data / "raw/manifest.json",
+        root / "metrics",
+        root / "plots",
+        data / "evaluation/samples.jsonl",
+        root / "dvc.lock",
+        root / "dvc.yaml",
+    ]
+
+
+def register(argv: list[Path], **changes: str) -> dict[str, str]:
+    settings = load_params(argv[4]).registration
+    stage.run(*argv, register=settings.model_copy(update=changes))
+    return dict(read_json(argv[5]))
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory, untied_base: Path) -> Iterator[list[Path]]:
+    """A finished pipeline, trained under the mirror, in a folder with a blank, registered twice."""
+    root = tmp_path_factory.mktemp("a clone")
+    argv = make_outputs(root, untied_base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(root))
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        patch.setenv("FINETUNE_IMAGE", "image@sha256:12")
+        with tracking.TrainingMirror(argv[4]) as mirror:
+            mirror.log(1, {"train_loss": 4.0, "learning_rate": 0.001, "gradient_norm": 1.0, "trained_tokens": 10.0})
+            mirror.finish(sha256_tree(argv[0]))
+        first = register(argv)
+        assert register(argv) == first
+        yield argv
+
+
+def only_version() -> Any:
+    versions = mlflow.MlflowClient().search_model_versions("name = 'finetune-smoke'")
+    assert len(versions) == 1
+    return versions[0]
+
+
+def test_registering_twice_makes_one_version_under_the_alias(outputs: list[Path]) -> None:
+    version = mlflow.MlflowClient().get_model_version_by_alias("finetune-smoke", "challenger")
+    assert str(version.version) == str(only_version().version) == "1"
+    registered = read_json(outputs[5])
+    assert registered == {
+        "alias": "challenger",
+        "content_sha256": version.tags["content_sha256"],
+        "model_name": "finetune-smoke",
+    }
+
+
+def test_the_version_names_what_it_was_made_of(outputs: list[Path]) -> None:
+    tags = only_version().tags
+    assert tags["adapter_sha256"] == sha256_tree(outputs[0])
+    assert tags["merged_sha256"] == sha256_tree(outputs[1])
+    assert (tags["recipe"], tags["licenses"], tags["base.kind"]) == ("smoke", '["MIT"]', "scratch")
+    assert (tags["git.commit"], tags["container_image"]) == ("none", "image@sha256:12")
+    assert tags["package.mlflow"] == mlflow.__version__
+    assert "| 9.000 | 3.000 | 0.333 |" in only_version().description
+
+
+def test_the_trained_run_is_completed_not_doubled(outputs: list[Path]) -> None:
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("finetune")
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 1
+    run = runs[0]
+    assert run.info.status == "FINISHED"
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train_loss")]
+    assert sorted(steps) == [1, 2, 3, 4]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "validation_loss")] == [2, 4]
+    assert run.data.metrics["clean.dropped.retweet"] == 2.0
+    assert "evaluate.note" not in run.data.metrics
+    assert run.data.params["train_qlora.lora.rank"] == "32"
+    assert run.data.params["fetch.sources.0.name"] == "chat_fr"
+    dataset = run.inputs.dataset_inputs[0].dataset
+    assert (dataset.name, len(dataset.digest)) == ("chat", 36)
+    names = {
+        entry.path for folder in ("", "ollama", "plots") for entry in client.list_artifacts(run.info.run_id, folder)
+    }
+    assert {"samples.jsonl", "dvc.lock", "dvc.yaml", "params.yaml", "ollama/Modelfile", "plots/train_log.csv"} <= names
+
+
+def test_the_registry_answers_as_the_merged_model_does(outputs: list[Path]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(outputs[1], dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(outputs[1])
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    assert prompt["input_ids"].tolist() == [[1, 3, 5, 6, 7, 4]]
+    ids = model.generate(**prompt, do_sample=False, max_new_tokens=128)[0, prompt["input_ids"].shape[1] :]
+    expected = tokenizer.decode(ids, skip_special_tokens=True)
+    assert expected.strip()
+    assert tracking.ask_registered("finetune-smoke@challenger", QUESTION) == expected
+
+
+def test_nothing_of_this_machine_is_uploaded(outputs: list[Path]) -> None:
+    root = outputs[4].parent
+    texts = [file.read_text() for file in (root / "mlartifacts").rglob("MLmodel")]
+    assert len(texts) == 1
+    assert str(root / "models") not in texts[0]
+
+
+def test_reference_mode_registers_hashes_without_the_weights(
+    outputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    register(outputs, model_name="referred", mode="reference")
+    register(outputs, model_name="referred", mode="reference")
+    versions = mlflow.MlflowClient().search_model_versions("name = 'referred'")
+    assert len(versions) == 1
+    assert versions[0].tags["merged_sha256"] == sha256_tree(outputs[1])
+    with pytest.raises(TrackingError, match="MLflow failed"):
+        tracking.ask_registered("referred@challenger", QUESTION)
+    # mlflow puts what belongs to no run into ./mlruns.
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_params_for_the_same_adapter_get_a_run_of_their_own(outputs: list[Path], tmp_path: Path) -> None:
+    changed = tmp_path / "params.yaml"
+    write_text(changed, outputs[4].read_text().replace("max_new_tokens: 48", "max_new_tokens: 50"))
+    register(
+        [*outputs[:4], changed, tmp_path / "registered.json", *outputs[6:]], model_name="referred", mode="reference"
+    )
+    client = mlflow.MlflowClient()
+    runs = client.search_runs([client.get_experiment_by_name("finetune").experiment_id])
+    assert sorted(run.data.params["evaluate.max_new_tokens"] for run in runs) == ["48", "50"]
+    assert {len(client.get_metric_history(run.info.run_id, "train_loss")) for run in runs} == {4}
+
+
+def test_changed_content_is_a_second_version(outputs: list[Path], tmp_path: Path) -> None:
+    gguf = tmp_path / "gguf"
+    write_text(gguf / "model-Q8_0.gguf", "other")
+    argv = [*outputs[:2], gguf, *outputs[3:5], tmp_path / "registered.json", *outputs[6:]]
+    register(outputs, model_name="changing", mode="reference")
+    register(argv, model_name="changing", mode="reference")
+    version = mlflow.MlflowClient().get_model_version_by_alias("changing", "challenger")
+    assert str(version.version) == "2"
+
+
+def test_a_missing_figure_names_its_stage(outputs: list[Path], tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics"
+    shutil.copytree(outputs[9], metrics)
+    write_json(metrics / "evaluate.json", {"base": {"perplexity": 9.0}})
+    with pytest.raises(DataError, match=r"tuned\.perplexity is missing(.|\n)*--single-item evaluate"):
+        register([*outputs[:9], metrics, *outputs[10:]])
+
+
+def test_an_unreachable_server_is_an_error_within_seconds(outputs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    started_s = time.monotonic()
+    with pytest.raises(TrackingError, match=r"MLflow failed(.|\n)*make register"):
+        register(outputs)
+    assert time.monotonic() - started_s < 12
