@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -35,3 +36,13 @@ def progress(items: Iterable[Item], total: int | None, unit: str, label: str) ->
         for item in items:
             yield item
             bar.update()
+
+
+def quiet_libraries() -> None:
+    """Leave out two messages that ask nothing of the user; errors and all other warnings stay.
+
+    bitsandbytes regrets a CPU kernel that rounds to bfloat16, which this package keeps switched off; transformers
+    announces names of version 6 for settings that TRL still reads under their present ones.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning)
