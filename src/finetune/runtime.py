@@ -16,6 +16,8 @@ PINNED_ENVIRONMENT = {
     "MKL_CBWR": "COMPATIBLE",
     "MKL_DYNAMIC": "FALSE",
     "OMP_DYNAMIC": "FALSE",
+    # numpy's own dispatch: exp and log in AVX-512 round otherwise. Unknown names are ignored where they do not exist.
+    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
     # Two threads on one core must hand over, not spin.
     "OMP_WAIT_POLICY": "PASSIVE",
     "ONEDNN_MAX_CPU_ISA": "AVX2",

@@ -12,6 +12,7 @@ from pathlib import Path
 from finetune.errors import DataError, FinetuneError
 from finetune.io import read_json
 from finetune.lineage import MIB, figure, quantized_types, read_metrics
+from finetune.reproduction import explain
 
 HEADINGS = ("what", "where", "MiB", "figures")
 
@@ -81,9 +82,9 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """Print the summary of the current folder."""
+    """Print the summary of the current folder, and whether the committed bytes came out again."""
     try:
-        sys.stdout.write(summarize(Path()))
+        sys.stdout.write(summarize(Path()) + "\n" + explain(Path()))
     except FinetuneError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
 

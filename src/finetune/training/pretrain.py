@@ -53,7 +53,10 @@ def to_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, row_tokens
 def pretrain(model: LlamaForCausalLM, rows: torch.Tensor, shape: ScratchModel, seed: int) -> list[float]:
     """Train on all tokens for `pretrain_steps` steps; returns the loss of each step, in nats per token."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=shape.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
+    # fused: see check_hardware in device.py.
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=shape.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
     model.train()
     losses = []
     for step in progress(range(shape.pretrain_steps), shape.pretrain_steps, "step", "pretrain"):

@@ -31,7 +31,7 @@ def settings(**changes: Any) -> TrainQlora:
             "warmup_share": 0.1,
             "weight_decay": 0.0,
             "max_gradient_norm": 1.0,
-            "optimizer": "adamw_torch",
+            "optimizer": "adamw_torch_fused",
             "gradient_checkpointing": False,
             "log_every_steps": 1,
             "evaluate_every_steps": 5,

@@ -1,0 +1,91 @@
+"""dvc.lock against the committed one -> which stage gave other bytes from equal inputs, and what differs here."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+LOCK = "dvc.lock"
+CONSTRAINTS = Path("requirements/lock.txt")
+Stages = Mapping[str, Mapping[str, Any]]
+
+
+def committed_stages(root: Path) -> Stages | None:
+    """The stages of the dvc.lock that git holds at HEAD, or None outside git or before the first lock."""
+    command = ["git", "show", f"HEAD:{LOCK}"]
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return _stages(found.stdout) if found.returncode == 0 else None
+
+
+def unreproduced(committed: Stages, present: Stages) -> dict[str, list[str]]:
+    """Stage -> outs with other bytes, for stages that had the committed command, parameters and inputs.
+
+    A stage that follows such a one has other inputs, so only the places where bytes first part are named.
+    """
+    parted = {}
+    for name, stage in present.items():
+        before = committed.get(name)
+        if before is None or any(stage.get(key) != before.get(key) for key in ("cmd", "params", "deps")):
+            continue
+        hashes = {out["path"]: out["md5"] for out in before["outs"]}
+        if paths := [out["path"] for out in stage["outs"] if hashes.get(out["path"]) != out["md5"]]:
+            parted[name] = paths
+    return parted
+
+
+def explain(root: Path) -> str:
+    """Lines for a person: nothing where no committed lock exists, a confirmation, or the difference and its causes."""
+    committed = committed_stages(root)
+    if committed is None:
+        return ""
+    present = _stages((root / LOCK).read_text(encoding="utf-8"))
+    parted = unreproduced(committed, present)
+    if not parted:
+        same = sum(committed.get(name, {}).get("outs") == stage["outs"] for name, stage in present.items())
+        return f"reproduced: {same} of {len(present)} stages gave the committed bytes; the others had other inputs\n"
+    lines = [
+        f"not reproduced: {name} had the committed inputs and gave other bytes: {', '.join(parted[name])}"
+        for name in parted
+    ]
+    return "\n".join([*lines, *machine_facts(root), "see `Bit-exact` in README.md; `git diff metrics` shows how far\n"])
+
+
+def machine_facts(root: Path) -> list[str]:
+    """What can make bytes differ: processor, its instruction set, a GPU, package versions other than the lock's."""
+    processor, flags = _processor()
+    facts = [f"  processor: {processor}, {'with' if 'avx2' in flags else 'WITHOUT'} AVX2"]
+    if Path("/proc/driver/nvidia/version").is_file():
+        facts.append("  an NVIDIA driver is present: training on a GPU gives other bytes than on a CPU")
+    facts += [f"  {name} is {found}, locked: {wanted}" for name, wanted, found in _other_versions(root / CONSTRAINTS)]
+    return facts
+
+
+def _stages(text: str) -> Stages:
+    stages: Stages = YAML(typ="safe", pure=True).load(text)["stages"]
+    return stages
+
+
+def _processor() -> tuple[str, set[str]]:
+    fields: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    return fields.get("model name", "unknown"), set(fields.get("flags", "").split())
+
+
+def _other_versions(constraints: Path) -> Iterable[tuple[str, str, str]]:
+    for line in constraints.read_text(encoding="utf-8").splitlines():
+        name, _, wanted = line.partition("==")
+        if not wanted or line.startswith("#"):
+            continue
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+        if found.partition("+")[0] != wanted:
+            yield name, wanted, found
