@@ -40,7 +40,7 @@ register: setup ## run the register stage again, also when nothing changed (a ne
 	@python -m dvc repro --single-item --force register
 
 recipe: setup ## check recipes/NAME/params.yaml and copy it over params.yaml (NAME=smoke)
-	@test -n "$(NAME)" || { echo "recipe: name one: make recipe NAME=smoke" >&2; ls recipes >&2; exit 1; }
+	@test -n "$(NAME)" || { echo "recipe: name one: make recipe NAME=smoke" >&2; ls -d recipes/*/ >&2; exit 1; }
 	@python -m finetune.recipes "$(NAME)"
 
 summary: setup ## show what the last run made, with paths and figures
@@ -50,7 +50,7 @@ plots: setup ## draw the plots into dvc_plots/index.html
 	@python -m dvc plots show
 
 chat: setup ## talk to the GGUF in the terminal, through the served template
-	@python -m finetune.chat
+	@python -m finetune.chat models/ollama/Modelfile
 
 mlflow: setup ## open the registry's page (MLFLOW_TRACKING_URI, or the local mlflow.db)
 	@address="$${MLFLOW_TRACKING_URI:-}"; page="http://127.0.0.1:$(MLFLOW_PORT)"; \

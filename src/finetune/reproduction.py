@@ -47,7 +47,8 @@ def explain(root: Path) -> str:
     parted = unreproduced(committed, present)
     if not parted:
         same = sum(committed.get(name, {}).get("outs") == stage["outs"] for name, stage in present.items())
-        return f"reproduced: {same} of {len(present)} stages gave the committed bytes; the others had other inputs\n"
+        others = "" if same == len(present) else "; the others had other inputs, or are not in the committed lock"
+        return f"reproduced: {same} of {len(present)} stages gave the committed bytes{others}\n"
     lines = [
         f"not reproduced: {name} had the committed inputs and gave other bytes: {', '.join(parted[name])}"
         for name in parted

@@ -44,7 +44,7 @@ def trained_tokens(row: TokenRow) -> int:
     return sum(row["trained"][1:])
 
 
-def check_splits(splits: dict[SplitName, list[TokenRow]], validation_share: float) -> None:
+def check_splits(splits: dict[SplitName, list[TokenRow]]) -> None:
     """Raise DataError when a split that a later stage needs is empty, or nothing in train is trained."""
     counts = ", ".join(f"{name} {len(rows)}" for name, rows in splits.items())
     if not splits["train"]:
@@ -55,9 +55,9 @@ def check_splits(splits: dict[SplitName, list[TokenRow]], validation_share: floa
         )
     if not splits["test"]:
         raise DataError(f"no row to test on ({counts})", "split.test_share", "raise split.test_share, or add data")
-    if validation_share > 0 and not splits["validation"]:
+    if not splits["validation"]:
         raise DataError(
-            f"no row to validate on ({counts})", "split.validation_share", "raise it, add data, or set it to 0"
+            f"no row to validate on ({counts})", "split.validation_share", "raise it, or add data"
         )
 
 

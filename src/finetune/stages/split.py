@@ -18,7 +18,7 @@ PARAMS = ("seed", "split")
 def run(tokens: Path, split_dir: Path, metrics: Path, split_plot: Path, *, seed: int, split: Split) -> None:
     """Assign each row by its group, write the splits, and pack the training rows."""
     splits = split_rows(read_parquet(tokens / "tokens.parquet"), split.validation_share, split.test_share)
-    check_splits(splits, split.validation_share)
+    check_splits(splits)
     for name, rows in splits.items():
         write_parquet(split_dir / f"{name}.parquet", rows, TOKENS)
     mini = mini_train(splits["train"], split.mini_train_rows)

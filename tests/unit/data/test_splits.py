@@ -68,11 +68,7 @@ def test_the_first_token_is_never_trained():
 )
 def test_an_empty_split_is_an_error(splits, message):
     with pytest.raises(DataError, match=message):
-        check_splits(splits, 0.1)
-
-
-def test_no_validation_is_fine_when_none_is_asked_for():
-    check_splits({"train": [row("a")], "validation": [], "test": [row("b")]}, 0.0)
+        check_splits(splits)
 
 
 def test_metrics_by_source_and_split():

@@ -1,0 +1,254 @@
+"""The READMEs and the other pages say what is: numbers, commands, stages, messages, names, paths, in both languages."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pipeline_files import ROOT, module_file, stages
+from readme_numbers import BEGIN, END, expected_table
+from ruamel.yaml import YAML
+
+READMES = ("README.md", "README.fr.md")
+PAGES = (
+    *READMES,
+    "CONTRIBUTING.md",
+    *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("recipes/**/*.md")),
+)
+# What types a documented make target for real; the others need what is named.
+PROVEN_BY = {
+    "chat": "test_documented_commands_run",
+    "recipe": "test_documented_commands_run",
+    "repro": "test_the_committed_bytes_come_out_again",
+    "summary": "test_the_summary_ends_with_the_command_to_type",
+    "plots": "test_plots_are_drawn",
+    "register": "test_registering_twice_makes_one_version_under_the_alias",
+    "setup": "test_a_step_runs_once_per_key_and_again_when_its_product_is_gone",
+    "clean-tools": "test_the_cpu_choice_is_not_met_by_a_cuda_build",
+    "mlflow": "a browser",
+    "image": "Docker",
+    "test": "itself",
+    "lint": "CI",
+}
+ELSEWHERE = ("ollama run", ". .venv/bin/activate", "cp -r recipes/smoke ", "export MLFLOW_", "unset MLFLOW_")
+# Names that are not a path in this repository: made later, or an example, or a package of Go.
+NOT_HERE = (
+    ".venv",
+    ".tools",
+    "mlflow.db",
+    "dvc_plots",
+    "recipes/mine",
+    "data/mine",
+    "chat_template.jinja",
+    "text/template",
+)
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_table_of_numbers_is_what_was_measured(page: str) -> None:
+    shown, wanted = read(page).split(BEGIN)[1].split(END)[0], expected_table(page)
+    # A paste may turn the spaces of French typography into plain ones.
+    assert [line.split() for line in shown.splitlines()] == [line.split() for line in wanted.splitlines()], (
+        f"{page}: put these lines between the two comments:\n{wanted}"
+    )
+
+
+def fences(page: str, language: str) -> str:
+    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", read(page), re.MULTILINE | re.DOTALL))
+
+
+def spans(page: str) -> list[str]:
+    prose = re.sub(r"^```.*?^```", "", read(page), flags=re.MULTILINE | re.DOTALL)
+    return [" ".join(found.split()) for found in re.findall(r"`([^`]+)`", prose)]
+
+
+def commands(page: str) -> list[str]:
+    typed = [line.split("  #")[0].strip() for line in fences(page, "sh").splitlines()]
+    inline = [span for span in spans(page) if re.match(r"(make|dvc|python|docker|ollama) [^.]", span)]
+    return [command for command in [*typed, *inline] if command]
+
+
+def fault(command: str) -> str | None:
+    """Why a documented command cannot be typed, or None."""
+    words = shlex.split(command)
+    while re.match(r"[A-Z_]+=", words[0]):
+        del words[0]
+    tool, rest = words[0], words[1:]
+    if command.startswith(ELSEWHERE):
+        return None
+    if tool == "make":
+        return make_fault(rest)
+    if tool == "dvc" and rest[0] == "repro":
+        unknown = [word for word in rest[1:] if not word.startswith("-") and word not in stages()]
+        return f"no stage {unknown}" if unknown else None
+    if tool == "dvc":
+        return None if rest in (["stage", "list"], ["metrics", "diff"], ["dag"]) else "not run by this test"
+    if tool == "python":
+        known = module_file(rest[1]) if rest[0] == "-m" else (ROOT / rest[0]).is_file()
+        return None if known else f"no module or file {rest}"
+    if tool == "docker":
+        files = [rest[at + 1] for at, word in enumerate(rest) if word == "-f"]
+        services = YAML(typ="safe", pure=True).load(read("docker/compose.yaml"))["services"]
+        missing = [file for file in files if not (ROOT / file).is_file()]
+        return None if rest[-1] in services and not missing else f"no service {rest[-1]}, or no file {missing}"
+    name = YAML(typ="safe", pure=True).load(read("params.yaml"))["register"]["model_name"]
+    return None if words == ["ollama", "create", name, "-f", "models/ollama/Modelfile"] else "not known to this test"
+
+
+def make_fault(words: list[str]) -> str | None:
+    for word in words:
+        variable = word.split("=")[0]
+        if "=" in word and f"$({variable})" not in read("Makefile"):
+            return f"the Makefile does not read {variable}"
+        if "=" not in word and (not re.search(rf"^{word}:", read("Makefile"), re.MULTILINE) or word not in PROVEN_BY):
+            return f"no target {word}, or PROVEN_BY lacks it"
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_documented_commands_are_known(page: str) -> None:
+    assert {command: fault(command) for command in commands(page) if fault(command)} == {}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make repo",
+        "make setup PYTHN=x",
+        "dvc repro train",
+        "python -m finetune.chatt",
+        "python x.py",
+        "ollama create a",
+    ],
+)
+def test_an_unknown_command_is_found(command: str) -> None:
+    assert fault(command)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with what the cheap commands read: no data, no models, a params.yaml of no recipe."""
+    folder = tmp_path_factory.mktemp("copy")
+    for name in ("recipes", ".dvc/config", "dvc.yaml", "params.yaml", "Makefile"):
+        action: Any = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        action(ROOT / name, folder / name)
+    text = (folder / "params.yaml").read_text(encoding="utf-8")
+    (folder / "params.yaml").write_text(text.replace("recipe: smoke", "recipe: other"), encoding="utf-8")
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "shown"),
+    [
+        ("make help", 0, "make repro"),
+        ("make --old-file setup recipe NAME=smoke", 0, "params.yaml is now the recipe smoke; next: make repro"),
+        ("make --old-file setup recipe NAME=none", 2, "remedy: make recipe NAME=smoke"),
+        ("make --old-file setup summary", 2, "DataError: no metrics"),
+        # Nothing was made in this copy: what counts is that make hands over the Modelfile's path.
+        ("make --old-file setup chat", 2, "the Modelfile is missing"),
+        ("python -m dvc stage list", 0, "ollama_modelfile "),
+        ("python -m dvc dag", 0, "| train_qlora |"),
+    ],
+)
+def test_documented_commands_run(copy: Path, command: str, code: int, shown: str) -> None:
+    folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # Under `make test` the outer make's flags must not reach the inner one.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "DVC_"))}
+    environment = {**inherited, "PATH": folders, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"}
+    done = subprocess.run(shlex.split(command), cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, shown in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
+
+
+def prose_numbers(page: str) -> list[str]:
+    text = re.sub(r"^```.*?^```|<!-- numbers.*?/numbers -->|`[^`]*`|\]\([^)]*\)", "", read(page), flags=re.M | re.S)
+    if page == "README.fr.md":
+        text = re.sub(r"(?<=\d),(?=\d)", ".", re.sub(r"(?<=\d)[\u202f\u00a0](?=\d{3})", "", text))
+    return sorted(re.findall(r"\d+(?:\.\d+)*", text))
+
+
+def test_both_readmes_have_the_same_headings_commands_names_and_numbers() -> None:
+    english, other = READMES
+    levels = [
+        re.findall(r"^(#+) ", re.sub(r"^```.*?^```", "", read(page), flags=re.M | re.S), re.M) for page in READMES
+    ]
+    assert levels[0] == levels[1]
+    assert commands(english) == commands(other)
+    assert sorted(set(spans(english))) == sorted(set(spans(other)))
+    assert prose_numbers(english) == prose_numbers(other)
+
+
+def outs() -> dict[str, list[str]]:
+    entries = {name: stage["outs"] for name, stage in stages().items()}
+    return {
+        name: [out if isinstance(out, str) else next(iter(out)) for out in listed] for name, listed in entries.items()
+    }
+
+
+def dependencies() -> set[tuple[str, str]]:
+    made = [(out, name) for name, listed in outs().items() for out in listed]
+    needed = [(dep, name) for name, stage in stages().items() for dep in stage["deps"]]
+    return {(before, after) for out, before in made for dep, after in needed if f"{dep}/".startswith(f"{out}/")}
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_picture_is_the_pipeline(page: str) -> None:
+    picture = fences(page, "mermaid")
+    nodes = re.findall(r'(\w+)\["(\w+)<br/>([^"]+)"\]', picture)
+    assert [node for node, _, _ in nodes] == [label for _, label, _ in nodes]
+    assert sorted(label for _, label, _ in nodes) == sorted(stages())
+    assert [(label, out) for _, label, out in nodes if out not in outs()[label]] == []
+    chains = [re.findall(r"\w+", re.sub(r'\["[^"]*"\]', "", line)) for line in picture.splitlines() if "-->" in line]
+    arrows = {pair for chain in chains for pair in pairwise(chain) if set(pair) <= set(stages())}
+    assert len(arrows) == 9
+    assert arrows <= dependencies()
+
+
+def runs_again(section: str) -> set[str]:
+    again = {name for name, stage in stages().items() if section in stage["params"]}
+    while grown := {after for before, after in dependencies() if before in again} - again:
+        again |= grown
+    return again
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_stages_that_run_again_are_those_of_dvc(page: str) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|$", read(page), re.MULTILINE)
+    assert len(rows) == 5
+    assert [section for section, named in rows if set(re.findall(r"\w+", named)) != runs_again(section)] == []
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_messages_that_are_explained_exist(page: str) -> None:
+    table = read(page).split("| message |")[1].split("\n\n")[0]
+    files = [ROOT / "Makefile", *(ROOT / "scripts").glob("*.py"), *(ROOT / "src").rglob("*.py")]
+    sources = "".join(file.read_text(encoding="utf-8") for file in files)
+    messages = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
+    assert len(messages) >= 8
+    assert [message for message in messages if message not in sources] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_paths_and_tests_that_are_named_exist(page: str) -> None:
+    made = [*NOT_HERE, *(out for listed in outs().values() for out in listed)]
+    links = [link for link in re.findall(r"\]\(([^)#:]+)\)", read(page)) if not ((ROOT / page).parent / link).exists()]
+    paths = [span for span in spans(page) if re.fullmatch(r"[\w.-]+(/[\w.-]*)+|[\w-]+\.(md|yaml|lock|txt|jinja)", span)]
+    places = (ROOT, (ROOT / page).parent, ROOT / "src/finetune")
+    here = [path for path in paths if not any(f"{path}/".startswith(f"{name}/") for name in made)]
+    lost = [path for path in here if not any((place / path).exists() for place in places)]
+    tests = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    proofs = [span for span in [*spans(page), *PROVEN_BY.values()] if span.startswith("test_")]
+    assert [*links, *lost, *(name for name in proofs if f"def {name}(" not in tests)] == []
