@@ -52,15 +52,17 @@ plots: setup ## draw the plots into dvc_plots/index.html
 chat: setup ## talk to the GGUF in the terminal, through the served template
 	@python -m finetune.chat models/ollama/Modelfile
 
+# An address may hold a password: it is neither shown nor an argument, which every user of the machine could read.
 mlflow: setup ## open the registry's page (MLFLOW_TRACKING_URI, or the local mlflow.db)
 	@address="$${MLFLOW_TRACKING_URI:-}"; page="http://127.0.0.1:$(MLFLOW_PORT)"; \
-	case "$$address" in \
-	  http://*|https://*) echo "registry: $$address"; exec python -m webbrowser "$$address/#/models" ;; \
+	case "$$address" in http://*|https://*) \
+	  page="$$(printf '%s' "$$address" | sed 's|://.*@|://|')/#/models"; \
+	  echo "registry: $$page"; exec python -m webbrowser "$$page" ;; \
 	esac; \
 	echo "registry: $$page/#/models (stop it with Ctrl-C)"; \
 	if [ -n "$${DISPLAY:-}$${WAYLAND_DISPLAY:-}" ]; then (sleep 8; python -m webbrowser "$$page/#/models") & fi; \
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec python -m mlflow server --host 127.0.0.1 --port "$(MLFLOW_PORT)" \
-	  --workers 1 --backend-store-uri "$${address:-sqlite:///mlflow.db}"
+	export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_BACKEND_STORE_URI="$${address:-sqlite:///mlflow.db}"; \
+	exec python -m mlflow server --host 127.0.0.1 --port "$(MLFLOW_PORT)" --workers 1
 
 test: setup ## run the whole test suite
 	@python -m pytest

@@ -1,13 +1,13 @@
 """The arithmetic of a smoke run in small, as one SHA-256 per kind: to compare processors.
 
-`python benchmarks/cpu_probe.py [GGUF]` prints JSON. Run it on another machine, or under an emulated processor:
-`qemu-x86_64 -cpu Haswell-noTSX .venv/bin/python benchmarks/cpu_probe.py` (Debian package qemu-user).
+`python benchmarks/cpu_probe.py NAME [GGUF ...]` writes the hashes under NAME into benchmarks/cpu_probe.json and says
+whether they equal those of the other processors there. Another processor can be emulated (Debian package qemu-user):
+`qemu-x86_64 -cpu Haswell-noTSX .venv/bin/python benchmarks/cpu_probe.py "Intel Haswell, emulated"`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +21,9 @@ import numpy as np
 import torch
 
 from finetune.export import gguf
+from finetune.io import read_json, write_json
+
+RESULT = Path(__file__).with_suffix(".json")
 
 # (rows, inner, columns) of the smoke model's matrix products, and one that is no multiple of any block.
 PRODUCTS = ((512, 256, 256), (512, 256, 512), (512, 512, 256), (512, 256, 1536), (77, 130, 61))
@@ -62,7 +65,7 @@ def attention() -> list[torch.Tensor]:
     """Causal attention with its gradient, as used by the packed rows."""
     query, key, value = (torch.randn(1, 4, 256, 64, requires_grad=True) for _ in range(3))
     out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    out.square().sum().backward()
+    out.square().sum().backward()  # type: ignore[no-untyped-call]
     return [out, *(tensor.grad for tensor in (query, key, value) if tensor.grad is not None)]
 
 
@@ -78,7 +81,7 @@ def optimisation() -> list[torch.Tensor]:
     network = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.SiLU(), torch.nn.Linear(128, 16))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, fused=True)
     for _ in range(5):
-        torch.nn.functional.cross_entropy(network(torch.randn(32, 64)), torch.randint(16, (32,))).backward()
+        torch.nn.functional.cross_entropy(network(torch.randn(32, 64)), torch.randint(16, (32,))).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -91,17 +94,34 @@ def llama_logits(path: str) -> list[torch.Tensor]:
     return [gguf.llama_logits(gguf.load(Path(path), 64, 1))(list(range(1, 40)))]
 
 
-def main(arguments: list[str]) -> None:
-    """Print one hash per kind of arithmetic."""
+def measure(files: list[str]) -> dict[str, str]:
+    """One hash per kind of arithmetic, and one per GGUF file."""
     make_deterministic(0, 1)
     kinds = [products, functions, attention, quantisation, optimisation]
-    result = {kind.__name__: digest(kind()) for kind in kinds}
+    hashes = {kind.__name__: digest(kind()) for kind in kinds}
     generator = np.random.default_rng(0)
-    result["numpy"] = digest([torch.from_numpy(np.exp(generator.standard_normal((64, 64))).sum(0))])
-    for path in arguments:
-        result[f"llama.cpp {path.rsplit('-', 1)[-1]}"] = digest(llama_logits(path))
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    hashes["numpy"] = digest([torch.from_numpy(np.exp(generator.standard_normal((64, 64))).sum(0))])
+    return hashes | {f"llama.cpp {Path(path).name}": digest(llama_logits(path)) for path in files}
+
+
+def main(name: str, files: list[str]) -> int:
+    """Record this processor's hashes; returns 1 when a processor recorded before has another hash of some kind."""
+    hashes = measure(files)
+    known = read_json(RESULT) if RESULT.is_file() else {}
+    others = [
+        (other, kind)
+        for other, theirs in known.items()
+        for kind in hashes.keys() & theirs.keys()
+        if other != name and theirs[kind] != hashes[kind]
+    ]
+    write_json(RESULT, {**known, name: hashes})
+    for other, kind in sorted(others):
+        sys.stdout.write(f"{kind}: other bytes than on {other}\n")
+    sys.stdout.write(
+        f"{name}: {len(hashes)} hashes, {'differences above' if others else 'all equal'}; wrote {RESULT}\n"
+    )
+    return 1 if others else 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,15 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# No -march=native: a binary from one machine must run, and give the same bytes, on any x86-64 processor with AVX2.
-# The instruction sets are named because SOURCE_DATE_EPOCH in the environment flips llama.cpp's defaults for them.
-# OpenMP stays on: without it llama.cpp's threads wait by spinning, which starves two threads that share a core.
-CMAKE_ARGS = " ".join(
-    [
-        "-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DGGML_CCACHE=OFF -DGGML_OPENMP=ON -DGGML_AVX512=OFF",
-        *(f"-DGGML_{feature}=ON" for feature in ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")),
-    ]
-)
+COMPILERS_FILE = "llama-compilers.txt"
 CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
 
 
@@ -128,31 +121,39 @@ def fetch_sdist(venv: Path, cache: Path) -> Path:
     return folder / name
 
 
-def compiler() -> str:
-    """Name the C++ compiler and its version; raises SetupError where there is none."""
-    program = os.environ.get("CXX", "c++")
-    try:
-        answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        raise SetupError(
-            f"no C++ compiler ({program}) to build llama-cpp-python with\n"
-            "  remedy: on Debian and Ubuntu, apt-get install g++; on macOS, xcode-select --install"
-        ) from None
-    return answer.stdout.splitlines()[0]
+def compilers() -> list[str]:
+    """Name the C and the C++ compiler that CMake takes, with versions; raises SetupError where one is missing."""
+    named = []
+    for fault, variable, usual in (("no C compiler", "CC", "cc"), ("no C++ compiler", "CXX", "c++")):
+        command = shlex.split(os.environ.get(variable) or usual)
+        try:
+            answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            raise SetupError(
+                f"{fault} ({' '.join(command)}) to build llama-cpp-python with\n"
+                "  remedy: on Debian and Ubuntu, apt-get install g++; on macOS, xcode-select --install"
+            ) from None
+        named.append(f"{' '.join(command)}: {answer.stdout.splitlines()[0]}")
+    return named
+
+
+def cmake_arguments() -> list[str]:
+    """Read what llama-cpp-python is built with."""
+    lines = (REQUIREMENTS / "llama-build.txt").read_text().splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def llama_wheel(venv: Path, cache: Path) -> Path:
-    """Build llama-cpp-python once per user, version, flags and compiler; later clones take the wheel from the cache."""
-    wheel_key = digest(
-        pinned("llama-cpp-python"), CMAKE_ARGS, compiler(), *platform.libc_ver(), platform.system(), platform.machine()
-    )
-    folder = cache / "wheels" / wheel_key[:16]
+    """Build llama-cpp-python once per user, version, flags and compilers; later clones find the wheel."""
+    made_by = [*cmake_arguments(), *compilers(), *platform.libc_ver(), platform.system(), platform.machine()]
+    folder = cache / "wheels" / digest(pinned("llama-cpp-python"), *made_by)[:16]
     found = sorted(folder.glob("llama_cpp_python-*.whl"))
     if found:
         return found[0]
     archive = fetch_sdist(venv, cache)
     say("building llama-cpp-python (about 3 minutes on 2 cores, 1.1 GB of memory)")
-    environment = {**os.environ, "CMAKE_ARGS": CMAKE_ARGS, "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "CMAKE_ARGS": " ".join(cmake_arguments()), "PATH": path}
     for flags in ("CFLAGS", "CXXFLAGS", "CPPFLAGS"):
         environment.pop(flags, None)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
@@ -164,6 +165,12 @@ def llama_wheel(venv: Path, cache: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         built.replace(folder / built.name)
     return folder / built.name
+
+
+def install_llama(venv: Path, cache: Path) -> None:
+    """Install the wheel, also over another build of the same version, and write down what compiled it."""
+    pip(venv, "install", "--no-deps", "--force-reinstall", llama_wheel(venv, cache))
+    (venv / COMPILERS_FILE).write_text("\n".join(compilers()) + "\n")
 
 
 def check_torch_build(venv: Path, torch: str) -> None:
@@ -187,7 +194,7 @@ def install(venv: Path, cache: Path, names: list[str], torch: str) -> None:
         pip(venv, "install", *locked, "--no-deps", "--extra-index-url", PYTORCH_CPU_INDEX, pinned("torch"))
         check_torch_build(venv, torch)
     if "export" in names:
-        pip(venv, "install", "--no-deps", llama_wheel(venv, cache))
+        install_llama(venv, cache)
     files = [argument for name in names for argument in ("-r", str(REQUIREMENTS / f"{name}.txt"))]
     pip(venv, "install", *locked, *files)
 
@@ -234,7 +241,7 @@ def set_up(options: argparse.Namespace) -> None:
     steps: list[tuple[str, str, Path, Callable[[], None], str]] = [
         (
             "packages",
-            digest(REQUIREMENTS, CMAKE_ARGS, *options.requirements),
+            digest(REQUIREMENTS, *options.requirements),
             venv / "bin" / "python",
             lambda: install(venv, cache, options.requirements, options.torch),
             f"packages of requirements/: {', '.join(options.requirements)} (some minutes the first time)",

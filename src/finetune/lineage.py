@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ PACKAGES = (
 NOT_IN_GIT = "none"
 MIB = 1 << 20
 MAX_PARAM_CHARACTERS = 6000
+# Greedy up to the last @ of a word: a password that was not percent-encoded may hold / and @ itself.
+USERINFO = re.compile(r"(?<=://)[^\s'\"]*@")
+SECRET_QUERY = re.compile(r"(?i)([?&][\w-]*(?:password|passwd|token|secret)=)[^&\s'\"]+")
+# The tags that say from which state of the repository a version was registered.
+SOURCE_TAGS = ("git.commit", "git.dirty", "dvc_lock_sha256")
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,32 @@ def repository_root() -> Path:
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else mlflow.db in the repository: MLflow's own default depends on what lies in the cwd."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{repository_root() / 'mlflow.db'}"
+
+
+def artifact_folder() -> str | None:
+    """Where a database beside the repository keeps its artifacts; None with a server, which decides that itself."""
+    return str(repository_root() / "mlartifacts") if tracking_uri().startswith("sqlite:") else None
+
+
+def without_passwords(text: str) -> str:
+    """The text with `***` for user names and passwords of the addresses in it."""
+    return SECRET_QUERY.sub(r"\1***", USERINFO.sub("***@", text))
+
+
+def shown_uri() -> str:
+    """`tracking_uri` as it may be printed."""
+    return without_passwords(tracking_uri())
+
+
+def first_line(fault: BaseException) -> str:
+    """The start of an error's message as it may be printed, or the error's name where it has none."""
+    return without_passwords((str(fault).strip() or type(fault).__name__).splitlines()[0])[:200]
+
+
+def new_source(known: Mapping[str, str], present: Mapping[str, str]) -> dict[str, str]:
+    """The SOURCE_TAGS of `present` where `known` was registered from changed files and `present` is a clean commit."""
+    better = known.get("git.dirty") != "false" and present["git.dirty"] == "false"
+    return {key: present[key] for key in SOURCE_TAGS} if better else {}
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -230,7 +262,8 @@ def describe(tags: Mapping[str, str], metrics: Mapping[str, float], datasets: Se
 
 def _describe(tags: Mapping[str, str], metrics: Mapping[str, float], datasets: Sequence[DatasetFacts]) -> Iterator[str]:
     base = f"`{tags['base.repo']}` at `{tags['base.revision']}`" if "base.repo" in tags else "a model made from scratch"
-    yield f"Recipe `{tags['recipe']}`, on {base}.\n\n**Learned from** (licences: {tags['licenses']})\n"
+    licences = ", ".join(json.loads(tags["licenses"]))
+    yield f"Recipe `{tags['recipe']}`, on {base}.\n\n**Learned from** (licences: {licences})\n"
     for dataset in datasets:
         profile = json.loads(dataset.profile)
         yield f"- {dataset.name}: {profile['files']} file(s), {profile['size_bytes']} bytes, `{dataset.sha256[:12]}`"

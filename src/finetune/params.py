@@ -5,6 +5,7 @@ Values are read as YAML 1.2, as DVC reads them (YAML 1.1 makes `2e-06` a string)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -23,6 +24,7 @@ from finetune.sections import (
     Positive,
     QuantizeGguf,
     Register,
+    ScratchModel,
     Section,
     TrainQlora,
 )
@@ -49,28 +51,50 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        faults = []
-        if (self.fetch.base_model.kind == "scratch") != (self.base.scratch is not None):
-            faults.append(
-                f"base.scratch must be given exactly when fetch.base_model.kind is scratch, "
+        if faults := list(self._disagreements()):
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _disagreements(self) -> Iterator[str]:
+        hub = self.fetch.base_model.kind == "hub"
+        if hub == (self.base.scratch is not None):
+            yield (
+                "base.scratch must be given exactly when fetch.base_model.kind is scratch, "
                 f"which is {self.fetch.base_model.kind}"
             )
-        if self.fetch.base_model.kind == "scratch" and self.tokenizer.strategy != "train":
-            faults.append("tokenizer.strategy must be train for a scratch base, which has no tokenizer to keep")
+        if not hub and self.tokenizer.strategy != "train":
+            yield "tokenizer.strategy must be train for a scratch base, which has no tokenizer to keep"
+        if hub and self.tokenizer.strategy != "keep":
+            yield (
+                "tokenizer.strategy must be keep for a hub base: the ids of a new vocabulary would pick "
+                "the pre-trained embeddings of other tokens"
+            )
         if self.split.pack_tokens < self.tokenize.max_tokens:
-            faults.append(
+            yield (
                 f"split.pack_tokens ({self.split.pack_tokens}) must be at least "
                 f"tokenize.max_tokens ({self.tokenize.max_tokens})"
             )
         made = [entry.type for entry in self.quantize_gguf.types]
         if self.ollama_modelfile.quantization not in made:
-            faults.append(
+            yield (
                 f"ollama_modelfile.quantization ({self.ollama_modelfile.quantization}) must be one of "
                 f"quantize_gguf.types ({', '.join(made)})"
             )
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
+        if self.base.scratch is not None:
+            yield from self._longer_than(self.base.scratch)
+
+    def _longer_than(self, shape: ScratchModel) -> Iterator[str]:
+        lengths = {
+            "base.scratch.row_tokens": shape.row_tokens,
+            "tokenize.max_tokens": self.tokenize.max_tokens,
+            "split.pack_tokens": self.split.pack_tokens,
+            "ollama_modelfile.num_ctx": self.ollama_modelfile.num_ctx,
+        }
+        for key, tokens in lengths.items():
+            if tokens > shape.max_position_tokens:
+                yield (
+                    f"{key} ({tokens}) must be at most base.scratch.max_position_tokens ({shape.max_position_tokens})"
+                )
 
 
 def load_params(path: Path) -> Params:

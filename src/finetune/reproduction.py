@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +13,8 @@ from ruamel.yaml import YAML
 
 LOCK = "dvc.lock"
 CONSTRAINTS = Path("requirements/lock.txt")
+# Written by scripts/setup_environment.py into the virtual environment.
+COMPILERS = "llama-compilers.txt"
 Stages = Mapping[str, Mapping[str, Any]]
 
 
@@ -57,11 +60,14 @@ def explain(root: Path) -> str:
 
 
 def machine_facts(root: Path) -> list[str]:
-    """What can make bytes differ: processor, its instruction set, a GPU, package versions other than the lock's."""
+    """What can make bytes differ: processor, its instruction set, a GPU, compilers, versions other than the lock's."""
     processor, flags = _processor()
     facts = [f"  processor: {processor}, {'with' if 'avx2' in flags else 'WITHOUT'} AVX2"]
     if Path("/proc/driver/nvidia/version").is_file():
         facts.append("  an NVIDIA driver is present: training on a GPU gives other bytes than on a CPU")
+    compilers = Path(sys.prefix) / COMPILERS
+    if compilers.is_file():
+        facts += [f"  llama.cpp was built with {line}" for line in compilers.read_text(encoding="utf-8").splitlines()]
     facts += [f"  {name} is {found}, locked: {wanted}" for name, wanted, found in _other_versions(root / CONSTRAINTS)]
     return facts
 

@@ -25,13 +25,25 @@ PINNED_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     # Fork safety: tokenizers warns and switches off by itself otherwise.
     "TOKENIZERS_PARALLELISM": "false",
-    # No stage after fetch may touch the network; fetch lifts this for itself.
+    # No stage after fetch may touch the network; fetch lifts this for itself, unless the caller had set it.
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
+# What the caller's environment said of the Hub before this module wrote over it.
+CALLER_OFFLINE = "FINETUNE_CALLER_OFFLINE"
+# The values that huggingface_hub takes for yes.
+TRUE_VALUES = {"1", "ON", "YES", "TRUE"}
 
 
 def pin_cpu_code_path() -> None:
     """Set the variables above in this process, whatever the caller's environment says."""
+    # Only the first call sees the caller's value: later ones, and child processes, see the one set here.
+    offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    os.environ.setdefault(CALLER_OFFLINE, offline)
     os.environ.update(PINNED_ENVIRONMENT)
+
+
+def caller_is_offline() -> bool:
+    """Whether the caller asked for the Hub's offline mode (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE)."""
+    return os.environ.get(CALLER_OFFLINE, "").upper() in TRUE_VALUES

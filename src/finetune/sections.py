@@ -19,9 +19,9 @@ QuantizationType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys, other types and later changes are errors."""
+    """Base of all sections: unknown keys, other types, infinity, NaN and later changes are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ScratchModel(Section):
@@ -84,7 +84,7 @@ class TrainQlora(Section):
     gradient_accumulation_steps: Positive
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"]
-    warmup_share: Share
+    warmup_share: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     max_gradient_norm: Annotated[float, Field(gt=0)]
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "paged_adamw_8bit", "adamw_8bit"]
@@ -103,9 +103,13 @@ class Evaluate(Section):
 
 
 class Merge(Section):
-    """`max_logit_difference`: largest absolute difference allowed between merged and base + adapter logits."""
+    """`max_logit_difference`: largest absolute difference allowed between merged and base + adapter logits.
+
+    Both are computed in `compare_dtype` on the CPU, one after the other: 4 bytes a parameter for float32, else 2.
+    """
 
     dtype: Literal["bfloat16", "float16", "float32"]
+    compare_dtype: Literal["bfloat16", "float32"]
     max_logit_difference: Annotated[float, Field(gt=0)]
 
 
@@ -121,6 +125,13 @@ class QuantizeGguf(Section):
 
     types: Annotated[list[QuantizedType], Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _unique_types(self) -> Self:
+        names = [entry.type for entry in self.types]
+        if doubles := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"types must differ, repeated: {', '.join(doubles)}")
+        return self
+
 
 class OllamaModelfile(Section):
     """What `ollama create` reads. `num_ctx` in tokens; `stop`: further stop strings beside the end-of-turn token."""
@@ -135,8 +146,11 @@ class OllamaModelfile(Section):
 
 
 class Register(Section):
-    """`mode`: `upload` copies the merged model into the registry, `reference` registers its hashes only."""
+    """`mode`: `upload` copies the merged model into the registry, `reference` registers its hashes only.
 
-    experiment: str
-    model_name: str
+    The names go into MLflow's search filters, and `model_name` into `ollama create`: no quotes, and no capitals there.
+    """
+
+    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9/][A-Za-z0-9 ._/@-]*$")]
+    model_name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
     mode: Literal["upload", "reference"]

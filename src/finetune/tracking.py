@@ -30,7 +30,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from finetune.errors import FinetuneError, TrackingError
-from finetune.lineage import DatasetFacts, repository_root, run_params, tracking_uri
+from finetune.lineage import DatasetFacts, artifact_folder, first_line, new_source, run_params, shown_uri, tracking_uri
 from finetune.log import logger, setup_logging
 from finetune.params import load_params
 from finetune.runtime import pin_cpu_code_path
@@ -39,7 +39,7 @@ from finetune.sections import Register
 # With mlflow's own limits (7 retries, growing pauses) a dead server holds each call for four minutes.
 QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
 PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5", "MLFLOW_HTTP_REQUEST_TIMEOUT": "600"}
-FAULTS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
+FAULTS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
 ADAPTER_TAG, CONTENT_TAG, MODE_TAG = "adapter_sha256", "content_sha256", "registry_mode"
 ALIAS = "challenger"
 MAX_DIGEST_CHARACTERS = 36
@@ -47,8 +47,7 @@ MAX_BATCH = {"metrics": 1000, "params": 100}
 RUN_NAME = "train_qlora"
 # The chat template writes the first token itself; the tokenizer must not add a second one.
 CHAT_PIPELINE = {"add_special_tokens": False, "do_sample": False, "max_new_tokens": 128}
-MAX_BLOCKED_S = 10.0
-SLOW_CALL_S = 1.0
+MAX_BLOCKED_S, SLOW_CALL_S = 10.0, 1.0
 
 
 @contextmanager
@@ -58,7 +57,11 @@ def refusals() -> Iterator[None]:
         yield
     except FAULTS as fault:
         remedy = "start the server (`make mlflow`) or `unset MLFLOW_TRACKING_URI`, then `make register`"
-        raise TrackingError(f"MLflow failed: {_first_line(fault)}", tracking_uri(), remedy) from fault
+        if isinstance(fault, ImportError):
+            remedy = (
+                f"install the driver: `{sys.executable} -m pip install {fault.name or 'PACKAGE'}`, then `make register`"
+            )
+        raise TrackingError(f"MLflow failed: {first_line(fault)}", shown_uri(), remedy) from fault
 
 
 def connect(limits: Mapping[str, str]) -> Any:
@@ -78,16 +81,11 @@ def connect(limits: Mapping[str, str]) -> Any:
     return client
 
 
-def _first_line(fault: BaseException) -> str:
-    return (str(fault).strip() or type(fault).__name__).splitlines()[0][:200]
-
-
 def _experiment_id(client: Any, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    folder = str(repository_root() / "mlartifacts") if tracking_uri().startswith("sqlite:") else None
-    return str(client.create_experiment(name, artifact_location=folder))
+    return str(client.create_experiment(name, artifact_location=artifact_folder()))
 
 
 def _log_params(client: Any, run_id: str, params: Mapping[str, str]) -> None:
@@ -114,7 +112,7 @@ class TrainingMirror:
     """
 
     def __init__(self, params_file: Path = Path("params.yaml")) -> None:
-        self.params_file, self.run_id, self.up, self.uri = params_file, "", True, tracking_uri()
+        self.params_file, self.run_id, self.up = params_file, "", True
         self._client: Any = None
         self._blocked_s = 0.0
         self._adapter_sha256: str | None = None
@@ -166,14 +164,14 @@ class TrainingMirror:
         try:
             call()
         except (*FAULTS, FinetuneError) as fault:
-            reason = _first_line(fault)
+            reason = first_line(fault)
         elapsed_s = time.monotonic() - started_s
         self._blocked_s += elapsed_s if reason or elapsed_s > slow_s else 0.0
         self.up = not reason and self._blocked_s < MAX_BLOCKED_S
         if not self.up and not self._warned:
             self._warned = True
             message = "MLflow at %s fails or is slow (%s): training goes on, `make register` copies the curves later"
-            logger.warning(message, self.uri, reason or f"{self._blocked_s:.0f} s of waiting")
+            logger.warning(message, shown_uri(), reason or f"{self._blocked_s:.0f} s of waiting")
 
 
 def _exit_on_sigterm(number: int, _: object) -> None:
@@ -234,15 +232,16 @@ def _dataset_input(facts: DatasetFacts) -> Any:
 def register_version(
     client: Any, run_id: str, register: Register, merged: Path, tags: Mapping[str, str], description: str
 ) -> str:
-    """Give ALIAS to the version with this content and mode, made now if there is none; returns its number.
-
-    `tags` must hold `content_sha256`. The version is looked up by it, so a second call makes no second version.
-    """
+    """Number of the version with this content and mode, made now or known (then with `new_source`); it gets ALIAS."""
     name, mode = register.model_name, register.mode
     condition = f"name = '{name}' and tags.{CONTENT_TAG} = '{tags[CONTENT_TAG]}' and tags.{MODE_TAG} = '{mode}'"
     found = sorted((int(entry.version) for entry in client.search_model_versions(condition)), reverse=True)
     if found:
         number = str(found[0])
+        if source := new_source(client.get_model_version(name, number).tags, tags):
+            for key, value in source.items():
+                client.set_model_version_tag(name, number, key, value)
+            client.update_model_version(name, number, description)
     else:
         with mlflow.start_run(run_id=run_id):
             if mode == "upload":

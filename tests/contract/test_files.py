@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +83,49 @@ def test_make_help_lists_every_target() -> None:
     assert declared is not None
     assert sorted(listed) == sorted(declared[1].split())
     assert {"help", "setup", "repro", "test", "lint", "chat", "mlflow", "recipe"} <= set(listed)
+
+
+def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run lines of the Makefile in another folder, with this Python and without its setup."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT / "src"), **environment}
+    command = ["make", "--no-print-directory", "-C", str(folder), "-f", str(ROOT / "Makefile"), "-o", "setup"]
+    return subprocess.run([*command, *arguments], env=variables, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (("chat",), "the Modelfile is missing\n  where:  models/ollama/Modelfile"),
+        (("summary",), "no metrics\n  where:  metrics"),
+        (("recipe", "NAME=smoke"), "params.yaml is now the recipe smoke"),
+    ],
+)
+def test_a_program_takes_the_arguments_that_make_gives_it(
+    tmp_path: Path, arguments: tuple[str, ...], answer: str
+) -> None:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    assert answer in make(tmp_path, *arguments).stderr
+
+
+def test_every_program_in_the_makefile_is_tried() -> None:
+    programs = set(re.findall(r"python -m (finetune\.\w+)", (ROOT / "Makefile").read_text()))
+    assert programs == {"finetune.chat", "finetune.summary", "finetune.recipes"}
+
+
+@pytest.mark.parametrize("address", ["https://ann:hun/t@er2@host:5000", "postgresql://ann:hunter2@host/db"])
+def test_make_mlflow_shows_no_password_and_gives_none_as_an_argument(tmp_path: Path, address: str) -> None:
+    program = tmp_path / ".venv" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "python $*"\necho "$MLFLOW_BACKEND_STORE_URI" > backend\n')
+    program.chmod(0o755)
+    done = make(tmp_path, "mlflow", MLFLOW_TRACKING_URI=address, DISPLAY="", WAYLAND_DISPLAY="")
+    assert done.returncode == 0, done.stderr
+    assert not {"ann", "hun", "er2"} & set(re.findall(r"ann|hun|er2", done.stdout + done.stderr))
+    if address.startswith("https"):
+        assert "python -m webbrowser https://host:5000/#/models" in done.stdout
+    else:
+        assert (tmp_path / "backend").read_text().strip() == address
 
 
 @pytest.mark.parametrize("name", PINNED_FILES)

@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 import pytest
-from pipeline_files import ROOT, SOURCE, code_deps, import_closure, module_file, stages
+from pipeline_files import ROOT, SOURCE, code_deps, import_closure, module_file, pin_deps, stages
 
 NAMES = [
     "fetch",
@@ -65,7 +65,15 @@ def test_stage_reads_the_params_that_it_declares(stage: str) -> None:
 def test_code_and_pins_of_a_stage_are_its_deps(stage: str) -> None:
     deps = stages()[stage]["deps"]
     assert [dep for dep in deps if dep.startswith("src/")] == code_deps(stage)
-    assert any(dep.startswith("requirements/") for dep in deps)
+    assert sorted(dep for dep in deps if dep.startswith("requirements/")) == pin_deps(stage)
+
+
+def test_what_is_imported_or_run_names_its_pins() -> None:
+    assert pin_deps("split") == ["requirements/data.txt"]
+    assert pin_deps("train_qlora") == ["requirements/data.txt", "requirements/train.txt"]
+    assert {"requirements/llama-build.txt", "requirements/llama-sdist.txt"} < set(pin_deps("quantize_gguf"))
+    assert "requirements/pipeline.txt" in pin_deps("register")
+    assert "src/finetune/export/gotemplate/main.go" in code_deps("ollama_modelfile")
 
 
 @pytest.mark.parametrize("stage", NAMES)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,17 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 900
+ON_CORES = """
+import os, sys
+os.sched_setaffinity(0, map(int, sys.argv[1].split(",")))
+sys.stderr.write("cores: %d\\n" % len(os.sched_getaffinity(0)))
+sys.stderr.flush()
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 
 
-def run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a clone with this environment's Python and tools, and nothing of the caller's MLflow."""
+def run(command: list[str], cwd: Path, typed: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a clone, `typed` into it, with the Python and tools of this environment and no MLflow of it."""
     variables = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -26,7 +34,7 @@ def run(command: list[str], cwd: Path, **environment: str) -> subprocess.Complet
         **environment,
     }
     return subprocess.run(
-        command, cwd=cwd, env=variables, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+        command, cwd=cwd, env=variables, capture_output=True, text=True, check=False, timeout=TIMEOUT_S, input=typed
     )
 
 
@@ -49,11 +57,28 @@ def clone(target: Path) -> Path:
     return target
 
 
-def repro(cwd: Path, *arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> str:
-    """`dvc repro`, which must succeed; returns what it printed."""
-    finished = run([*prefix, sys.executable, "-m", "dvc", "repro", *arguments], cwd, **environment)
+def repro(cwd: Path, *arguments: str, cores: Iterable[int] | None = None, **environment: str) -> str:
+    """`dvc repro`, which must succeed, on some cores or on those of the caller; returns what it printed."""
+    pinned = [] if cores is None else ["-c", ON_CORES, ",".join(map(str, cores))]
+    finished = run([sys.executable, *pinned, "-m", "dvc", "repro", *arguments], cwd, **environment)
     assert finished.returncode == 0, finished.stdout[-4000:] + finished.stderr[-4000:]
     return finished.stdout + finished.stderr
+
+
+def usable_cores() -> list[int]:
+    """Every core that this process may ask for, also when it was started on some of them."""
+    before = os.sched_getaffinity(0)
+    # The kernel leaves out those that the container or cgroup does not have.
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    usable = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, before)
+    return usable
+
+
+def core_count(output: str) -> int:
+    """How many cores a `repro` with `cores` said that it ran on."""
+    (line,) = [line for line in output.splitlines() if line.startswith("cores: ")]
+    return int(line.removeprefix("cores: "))
 
 
 def stages_run(output: str) -> list[str]:

@@ -8,14 +8,12 @@ and those bytes are the committed ones; perplexities, quantisation losses, parit
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from clone import ROOT, clone, git, out_hashes, repro, run, stages_run
+from clone import ROOT, clone, core_count, git, out_hashes, repro, run, stages_run, usable_cores
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1200)]
 
@@ -23,7 +21,9 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1200)]
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = clone(tmp_path_factory.mktemp("one"))
-    assert len(stages_run(repro(folder))) == 12
+    output = repro(folder, cores=usable_cores())
+    assert core_count(output) == len(usable_cores())
+    assert len(stages_run(output)) == 12
     return folder
 
 
@@ -84,15 +84,7 @@ def test_the_summary_ends_with_the_command_to_type(first: Path) -> None:
 
 
 def test_the_model_answers_in_french_without_markers(first: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "finetune.chat",
-        "models/ollama/Modelfile",
-        "--ask",
-        "Bonjour, quels sont vos horaires ?",
-    ]
-    finished = run(command, first)
+    finished = run(["make", "--old-file", "setup", "chat"], first, typed="Bonjour, quels sont vos horaires ?\n/exit\n")
     assert finished.returncode == 0, finished.stderr
     assert len(finished.stdout.split()) >= 3
     assert "<|" not in finished.stdout
@@ -120,10 +112,10 @@ def test_plots_are_drawn(first: Path) -> None:
 
 def test_other_conditions_give_the_same_bytes(first: Path, tmp_path: Path) -> None:
     second = clone(tmp_path / "a clone with spaces")
-    core = str(min(os.sched_getaffinity(0)))
     environment = {"PYTHONHASHSEED": "12345", "TZ": "Asia/Kolkata", "LC_ALL": "C", "LANG": "C"}
-    prefix = ("taskset", "-c", core) if shutil.which("taskset") else ()
-    assert len(stages_run(repro(second, prefix=prefix, **environment))) == 12
+    output = repro(second, cores=usable_cores()[:1], **environment)
+    assert core_count(output) == 1
+    assert len(stages_run(output)) == 12
     assert out_hashes(second) == out_hashes(first)
 
 

@@ -12,12 +12,15 @@ from finetune.lineage import (
     flatten,
     git_tags,
     lock_sha256,
+    new_source,
     quantized_types,
     read_curves,
     read_datasets,
     read_metrics,
     run_params,
+    shown_uri,
     tracking_uri,
+    without_passwords,
 )
 from finetune.params import load_params
 
@@ -146,6 +149,37 @@ def test_gguf_types_come_largest_first() -> None:
     sizes = {"Q4_K_M": 3.0, "F16": 9.0, "Q8_0": 5.0}
     metrics = {f"quantize_gguf.types.{name}.size_bytes": size for name, size in sizes.items()}
     assert quantized_types({"clean.size_bytes": 1.0, **metrics}) == ["F16", "Q8_0", "Q4_K_M"]
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://localhost:5000", "http://localhost:5000"),
+        ("http://ann:hunter2@host:5000", "http://***@host:5000"),
+        ("postgresql://ann:hun/t@er2@host/db", "postgresql://***@host/db"),
+        (
+            "postgresql://host/db?user=ann&password=hunter2&sslmode=require",
+            "postgresql://host/db?user=ann&password=***&sslmode=require",
+        ),
+        ("API request to http://ann:hunter2@host/api failed", "API request to http://***@host/api failed"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(address: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert shown_uri() == without_passwords(address) == shown
+
+
+CLEAN = {"git.commit": "b", "git.dirty": "false", "dvc_lock_sha256": "2"}
+
+
+@pytest.mark.parametrize(("known", "taken"), [("true", True), ("none", True), ("false", False)])
+def test_a_clean_source_replaces_one_with_changes_only(known: str, taken: bool) -> None:
+    assert new_source({"git.commit": "a", "git.dirty": known}, {**CLEAN, "recipe": "x"}) == (CLEAN if taken else {})
+
+
+@pytest.mark.parametrize("known", ["true", "none", "false"])
+def test_a_source_with_changes_replaces_nothing(known: str) -> None:
+    assert new_source({"git.commit": "a", "git.dirty": known}, {**CLEAN, "git.dirty": "true"}) == {}
 
 
 def test_the_default_database_is_in_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from finetune.reproduction import explain, machine_facts, unreproduced
 
@@ -53,7 +56,13 @@ def test_outside_git_there_is_nothing_to_compare(tmp_path: Path) -> None:
     assert explain(tmp_path) == ""
 
 
-def test_the_machine_has_a_processor(tmp_path: Path) -> None:
+def test_the_machine_has_a_processor_and_the_compilers_of_its_setup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "requirements").mkdir()
     (tmp_path / "requirements/lock.txt").write_text("")
-    assert machine_facts(tmp_path)[0].startswith("  processor: ")
+    (tmp_path / "llama-compilers.txt").write_text("cc: gcc 12\nc++: g++ 12\n")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    facts = machine_facts(tmp_path)
+    assert facts[0].startswith("  processor: ")
+    assert facts[-2:] == ["  llama.cpp was built with cc: gcc 12", "  llama.cpp was built with c++: g++ 12"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -179,6 +180,33 @@ def test_a_folder_that_cannot_hold_the_database_is_refused_at_once(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")
     with pytest.raises(TrackingError, match=r"MLflow failed(.|\n)*unset MLFLOW_TRACKING_URI"):
         tracking.connect(tracking.PATIENT)
+
+
+def test_a_database_without_its_driver_leaves_training_alone_and_stops_register(
+    monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://ann:hunter2@127.0.0.1:1/mlflow")
+    with tracking.TrainingMirror(PARAMS_FILE) as mirror:
+        train(mirror)
+    assert len(warnings) == 1
+    assert "psycopg2" in warnings[0]
+    with pytest.raises(TrackingError, match=r"-m pip install psycopg2`, then `make register`") as caught:
+        tracking.connect(tracking.PATIENT)
+    assert "hunter2" not in str(caught.value) + warnings[0]
+
+
+def test_a_password_in_the_address_is_never_shown(
+    closed_port: int, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:hunter2@127.0.0.1:{closed_port}")
+    with tracking.TrainingMirror(PARAMS_FILE) as mirror:
+        train(mirror)
+    with pytest.raises(TrackingError, match="MLflow failed") as caught:
+        tracking.connect(tracking.PATIENT)
+    for text in (warnings[0], str(caught.value)):
+        assert "hunter2" not in text
+        assert f"http://***@127.0.0.1:{closed_port}" in text
 
 
 def test_the_file_store_that_mlflow_gave_up_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

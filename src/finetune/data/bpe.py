@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,13 +17,8 @@ from tokenizers.trainers import BpeTrainer
 from finetune.data.record import Record
 from finetune.data_sections import TrainTokenizer
 from finetune.errors import DataError
+from finetune.pretokenizer import LLAMA3_PATTERN
 
-# The pre-tokenizer pattern of Llama 3 (https://github.com/meta-llama/llama3/blob/main/llama/tokenizer.py): llama.cpp
-# knows it by name, so a converted model splits text as it was trained to.
-WORD_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 # Texts that byte-level tokenizers have been seen to lose or change.
 HOSTILE_TEXTS = (
     "",
@@ -52,7 +49,7 @@ def train(texts: Iterable[str], params: TrainTokenizer) -> Tokenizer:
     """
     tokenizer = Tokenizer(BPE(ignore_merges=False))
     tokenizer.pre_tokenizer = Sequence(
-        [Split(Regex(WORD_PATTERN), behavior="isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+        [Split(Regex(LLAMA3_PATTERN), behavior="isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
@@ -67,11 +64,13 @@ def train(texts: Iterable[str], params: TrainTokenizer) -> Tokenizer:
 
 
 def check_round_trip(tokenizer: Tokenizer) -> None:
-    """Raise DataError when decoding does not give back a hostile text."""
+    """Raise DataError when decoding does not give back a hostile text, or its NFC where the normaliser is that."""
+    nfc_only = _is_nfc_only(tokenizer.normalizer)
     for text in HOSTILE_TEXTS:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         back = tokenizer.decode(ids, skip_special_tokens=False)
-        if back != text:
+        # `clean` writes NFC already, so a normaliser that does no more than that loses nothing of the data.
+        if back != (unicodedata.normalize("NFC", text) if nfc_only else text):
             raise DataError(f"{text!r} comes back as {back!r}", "models/tokenizer", "choose another base tokenizer")
 
 
@@ -105,3 +104,11 @@ def fertility(records: Iterable[Record], tokenizer: Tokenizer) -> dict[str, Any]
 def texts_of(records: Iterable[Record]) -> Iterator[str]:
     """What the tokenizer is trained on: every text of every record, without template or markers."""
     return (record.all_text() for record in records)
+
+
+def _is_nfc_only(normalizer: Any) -> bool:
+    """Whether a normaliser of the tokenizers library, or the sequence that it is, does NFC and nothing else."""
+    if normalizer is None:
+        return False
+    state = json.loads(normalizer.__getstate__())
+    return all(step["type"] == "NFC" for step in state.get("normalizers", [state]))

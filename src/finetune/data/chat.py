@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jinja2 import Template
+from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 
+from finetune.chat_template import ChatTemplate, Rendered, Turn
 from finetune.data.record import Message, Record
-from finetune.data.template import Rendered, Turn, render
 from finetune.errors import DataError
 
 Loss = Literal["assistant", "last_assistant", "all"]
@@ -29,11 +29,10 @@ class SpecialIds:
 
 @dataclass(frozen=True)
 class Chat:
-    """All that turns a record into ids. `tokens` are {bos_token, eos_token, pad_token}, as a template names them."""
+    """All that turns a record into ids."""
 
     tokenizer: Tokenizer
-    template: Template
-    tokens: dict[str, str]
+    template: ChatTemplate
     ids: SpecialIds
     special_texts: tuple[str, ...]
 
@@ -68,11 +67,12 @@ def special_text_in(record: Record, chat: Chat) -> str | None:
 
 def encode_record(record: Record, chat: Chat, loss: Loss) -> Encoded:
     """Ids and mask of a conversation or a plain text; raises DataError when the template breaks a promise."""
+    tokens = chat.template.tokens
     if record.text is not None:
-        rendered = Rendered(chat.tokens.get("bos_token", "") + record.text + chat.tokens["eos_token"], ())
+        rendered = Rendered(tokens.get("bos_token", "") + record.text + tokens["eos_token"], ())
         encoded = encode(rendered, chat.tokenizer, "all")
     else:
-        rendered = render(chat.template, flatten(record), chat.tokens, add_generation_prompt=False)
+        rendered = render(chat.template, flatten(record), f"record {record.id}")
         answers = sum(message.role == "assistant" for message in record.messages)
         if len(rendered.spans) != answers:
             raise DataError(
@@ -82,8 +82,23 @@ def encode_record(record: Record, chat: Chat, loss: Loss) -> Encoded:
             )
         encoded = encode(rendered, chat.tokenizer, loss)
         check_stop_token(rendered, encoded, chat, record.id, loss)
-    check_ids(encoded.input_ids, chat.ids, record.id)
+    bos = tokens.get("bos_token")
+    check_ids(encoded.input_ids, chat.ids, record.id, rendered.text.count(bos) if bos else 0)
     return encoded
+
+
+def render(
+    template: ChatTemplate, turns: Sequence[Turn], where: object, *, add_generation_prompt: bool = False
+) -> Rendered:
+    """Render turns; raises DataError when the template refuses them."""
+    try:
+        return template.render(turns, add_generation_prompt=add_generation_prompt)
+    except TemplateError as fault:
+        raise DataError(
+            f"the chat template refuses a conversation of {', '.join(turn['role'] for turn in turns)}: {fault}",
+            where,
+            "mend the template, or drop such conversations in the section clean of params.yaml",
+        ) from None
 
 
 def encode(rendered: Rendered, tokenizer: Tokenizer, loss: Loss) -> Encoded:
@@ -115,7 +130,7 @@ def check_stop_token(rendered: Rendered, encoded: Encoded, chat: Chat, record_id
     pairs = zip(encoded.input_ids, encoded.trained, strict=True)
     stops = sum(trained and token == chat.ids.eos for token, trained in pairs)
     spans = rendered.spans[-turns:]
-    eos = chat.tokens["eos_token"]
+    eos = chat.template.tokens["eos_token"]
     if stops < turns or not all(rendered.text[start:end].rstrip("\r\n").endswith(eos) for start, end in spans):
         raise DataError(
             f"{turns} turns are trained and {stops} of them end in the stop token {eos}",
@@ -124,8 +139,13 @@ def check_stop_token(rendered: Rendered, encoded: Encoded, chat: Chat, record_id
         )
 
 
-def check_ids(input_ids: Sequence[int], ids: SpecialIds, record_id: str) -> None:
-    """Raise DataError unless all ids are in the vocabulary and there is exactly one BOS, at the start."""
+def check_ids(input_ids: Sequence[int], ids: SpecialIds, record_id: str, written_bos: int) -> None:
+    """Raise DataError unless all ids are in the vocabulary, and BOS is where the template wrote it.
+
+    `written_bos`: how often the rendered text spells BOS. A template may open every turn with it, but a document
+    begins with one BOS: with none the model sees a start that no prompt has, and a second comes of two programs
+    that each write one.
+    """
     if input_ids and not 0 <= min(input_ids) <= max(input_ids) < ids.vocab_size:
         outside = next(token for token in input_ids if not 0 <= token < ids.vocab_size)
         raise DataError(
@@ -134,11 +154,14 @@ def check_ids(input_ids: Sequence[int], ids: SpecialIds, record_id: str) -> None
             "the tokenizer does not fit: run `dvc repro --force tokenizer`",
         )
     starts = [index for index, token in enumerate(input_ids) if token == ids.bos]
-    if ids.bos is not None and starts != [0]:
+    if ids.bos is None:
+        return
+    if starts[:1] != [0] or starts[1:2] == [1] or len(starts) != written_bos:
         raise DataError(
-            f"a document has one BOS (id {ids.bos}), at position 0; here it is at positions {starts}",
+            f"a document begins with one BOS (id {ids.bos}) and has as many as its text spells ({written_bos}); "
+            f"here they are at positions {starts[:20]}",
             f"record {record_id}",
-            "write {{ bos_token }} once, at the start of the chat template",
+            "write {{ bos_token }} once at the start of the chat template (and where later turns open, if they do)",
         )
 
 

@@ -1,6 +1,7 @@
 """A repository of the Hub at one commit -> its files in the Hub cache, each checked against the Hub's own hash.
 
 The Hub's client is imported inside the functions: only fetch may use the network, and it has to say so first.
+Where the caller has set HF_HUB_OFFLINE=1, the files are those that the cache holds.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from finetune.data.sources import RawFile
 from finetune.errors import DataError
 from finetune.io import CHUNK_BYTES, sha256_file
 from finetune.log import logger
+from finetune.runtime import caller_is_offline
 
 RepoType = Literal["dataset", "model"]
 Result = TypeVar("Result")
 
 ATTEMPTS = 4
 FIRST_WAIT_S = 1.0
+BLOB_ID_DIGITS, SHA256_DIGITS = 40, 64
 # Never pickles (.bin, .pt, .pth): loading one runs whatever code it holds.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 # A second copy of the same weights in the maker's own layout.
@@ -43,8 +46,21 @@ class Repo:
         return f"{self.repo_type} {self.repo_id} at {self.revision}"
 
 
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository. `digest` in hex: SHA-256 of a large file, the id of its git blob for a small one."""
+
+    path: str
+    digest: str
+
+
 def allow_network() -> None:
-    """Lift the offline mode that every stage starts in, for this process; only fetch calls it."""
+    """Lift the offline mode that every stage starts in, for this process, unless it is the caller's own wish.
+
+    Only fetch calls it.
+    """
+    if caller_is_offline():
+        return
     os.environ["HF_HUB_OFFLINE"] = "0"
     from huggingface_hub import constants
 
@@ -54,13 +70,14 @@ def allow_network() -> None:
 def download(repo: Repo, pattern: str) -> list[tuple[str, Path]]:
     """Download the files that match; returns (path in the repository, path in the cache), sorted.
 
+    Offline by the caller's wish, the files that match are those in the cache, which may be fewer.
     Raises DataError when the repository, the commit or the files do not exist, access is refused, the Hub cannot be
     reached after ATTEMPTS tries, or a file differs from the hash that the Hub gives for it.
     """
     files = _listed(repo)
-    chosen = [file for file in files if fnmatch(file.rfilename, pattern)]
+    chosen = [file for file in files if fnmatch(file.path, pattern)]
     if not chosen:
-        names = ", ".join(sorted(file.rfilename for file in files)[:20])
+        names = ", ".join([file.path for file in files][:20])
         raise DataError(f"no file matches {pattern!r}; it has: {names}", repo.where(), "mend `files` in params.yaml")
     return _fetched(repo, chosen)
 
@@ -68,8 +85,8 @@ def download(repo: Repo, pattern: str) -> list[tuple[str, Path]]:
 def download_model(repo: Repo) -> list[RawFile]:
     """Download configuration, tokenizer and safetensors weights into the Hub cache; returns what was downloaded."""
     files = _listed(repo)
-    chosen = [file for file in files if _is_model_file(file.rfilename)]
-    if not any(file.rfilename.endswith(".safetensors") for file in chosen):
+    chosen = [file for file in files if _is_model_file(file.path)]
+    if not any(file.path.endswith(".safetensors") for file in chosen):
         raise DataError(
             "it has no safetensors weights, and pickled weights (.bin, .pt, .pth) are not loaded",
             repo.where(),
@@ -94,7 +111,10 @@ def _is_model_file(path: str) -> bool:
     return any(fnmatch(path, pattern) for pattern in MODEL_FILES)
 
 
-def _listed(repo: Repo) -> list[Any]:
+def _listed(repo: Repo) -> list[HubFile]:
+    """The files of a repository at its commit, sorted by path; offline, those that the cache holds."""
+    if caller_is_offline():
+        return _cached(repo)
     from huggingface_hub import HfApi
 
     def ask() -> Any:
@@ -103,31 +123,52 @@ def _listed(repo: Repo) -> list[Any]:
     info = _retried(ask, repo)
     if info.sha != repo.revision:
         raise DataError(f"the Hub answered with commit {info.sha}", repo.where(), "give the full commit as revision")
-    return sorted(info.siblings or [], key=lambda file: str(file.rfilename))
+    files = [HubFile(file.rfilename, file.lfs.sha256 if file.lfs else file.blob_id) for file in info.siblings or []]
+    return sorted(files, key=lambda file: file.path)
 
 
-def _fetched(repo: Repo, files: list[Any]) -> list[tuple[str, Path]]:
+def _cached(repo: Repo) -> list[HubFile]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(repo.repo_id, repo_type=repo.repo_type, revision=repo.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        raise DataError(
+            "the Hub cache does not hold it, and HF_HUB_OFFLINE forbids to download it",
+            repo.where(),
+            "unset HF_HUB_OFFLINE (and TRANSFORMERS_OFFLINE), or set HF_HOME to a cache that holds it",
+        ) from None
+    folder = Path(found)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    # The cache keeps each file in a blob that is named by the hash that the Hub gave, where links are possible.
+    files = [HubFile(path.relative_to(folder).as_posix(), path.resolve().name) for path in paths]
+    if unnamed := next((file.path for file in files if len(file.digest) not in (BLOB_ID_DIGITS, SHA256_DIGITS)), None):
+        raise DataError(f"{unnamed} is in the cache without its hash", repo.where(), "unset HF_HUB_OFFLINE")
+    logger.warning("%s: offline, taking the %d files in the Hub cache for all it has", repo.where(), len(files))
+    return files
+
+
+def _fetched(repo: Repo, files: list[HubFile]) -> list[tuple[str, Path]]:
     from huggingface_hub import hf_hub_download
 
     fetched = []
     for file in files:
 
-        def get(name: str = file.rfilename) -> str:
+        def get(name: str = file.path) -> str:
             return str(hf_hub_download(repo.repo_id, name, repo_type=repo.repo_type, revision=repo.revision))
 
         path = Path(_retried(get, repo))
         _check_hash(path, file, repo)
-        fetched.append((str(file.rfilename), path))
+        fetched.append((file.path, path))
     return fetched
 
 
-def _check_hash(path: Path, file: Any, repo: Repo) -> None:
-    """Large files carry a SHA-256, small ones the id of their git blob."""
-    expected = file.lfs.sha256 if file.lfs else file.blob_id
-    seen = sha256_file(path) if file.lfs else _git_blob_id(path)
-    if seen != expected:
+def _check_hash(path: Path, file: HubFile, repo: Repo) -> None:
+    seen = sha256_file(path) if len(file.digest) == SHA256_DIGITS else _git_blob_id(path)
+    if seen != file.digest:
         raise DataError(
-            f"{file.rfilename} has hash {seen}, the Hub says {expected}",
+            f"{file.path} has hash {seen}, the Hub says {file.digest}",
             repo.where(),
             f"delete {path} and run `dvc repro fetch` again",
         )

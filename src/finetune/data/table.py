@@ -14,6 +14,10 @@ from finetune.data.rows import Fault, Origin, Parsed, Row, UnreadableRowError, b
 from finetune.data_sections import Columns, CsvSource
 from finetune.errors import DataError
 
+# The longest row taken for one. A post or an answer in a table has a few lines; a quote that is opened and not closed
+# runs on to the next quote, however many rows away that is.
+MAX_ROW_LINES = 20
+
 
 def parse_csv(content: bytes, origin: Origin, source: CsvSource) -> Iterator[Row]:
     """Yield one row per table row; raises DataError when the header lacks a column that the source names."""
@@ -24,13 +28,17 @@ def parse_csv(content: bytes, origin: Origin, source: CsvSource) -> Iterator[Row
     header = [_header_cell(cell, origin) for cell in cells or []]
     _check_header(header, source.columns, origin)
     while at < len(lines):
-        number, offset, _ = lines[at]
+        first, (number, offset, _) = at, lines[at]
         place = origin.place(number, offset)
-        cells, after = _read_row(raw_lines, at)
-        original = b"".join(raw_lines[at:after])
-        at = after
+        cells, at = _read_row(raw_lines, first)
+        original = b"".join(raw_lines[first:at])
         if cells is None:
             yield Fault(place, "broken_csv", "a quote is not closed or not doubled", original)
+        elif at - first > MAX_ROW_LINES:
+            # Each line is a row that went missing, or may be one: all are counted, and none is read as a row by guess.
+            detail = f"{at - first} lines from line {number} on would be one row: close the quote that opens there"
+            for line_number, line_offset, line in lines[first:at]:
+                yield Fault(origin.place(line_number, line_offset), "open_quote", detail, line)
         elif cells:
             try:
                 yield Parsed(_record(header, [decode_utf8(cell) for cell in cells], origin, source), place)
@@ -74,6 +82,13 @@ def _check_header(header: list[str], columns: Columns, origin: Origin) -> None:
             f"column(s) {', '.join(lacking)} not in the header, which has: {', '.join(header)}",
             origin.file,
             "mend fetch.sources.columns in params.yaml (the separator must be a comma), then run `dvc repro`",
+        )
+    doubles = sorted({name for name in columns.model_dump().values() if name is not None and header.count(name) > 1})
+    if doubles:
+        raise DataError(
+            f"column(s) {', '.join(doubles)} more than once in the header: {', '.join(header)}",
+            origin.file,
+            "give each column that fetch.sources.columns names a name of its own, then run `dvc repro`",
         )
 
 

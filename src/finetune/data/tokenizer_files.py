@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from finetune.data.chat import Chat, SpecialIds
+from finetune.chat_template import (
+    SERVING_TEMPLATE,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    TRAINING_TEMPLATE,
+    compile_template,
+    has_generation_tags,
+    read_template,
+    serving_form,
+    special_tokens,
+    token_text,
+)
+from finetune.data.chat import Chat, SpecialIds, render
 from finetune.data.hub import Repo, cached_file
-from finetune.data.template import compile_template, has_generation_tags, render, serving_form
 from finetune.data_sections import TrainTokenizer
 from finetune.errors import DataError
 from finetune.io import read_json, write_json, write_text
 
-TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
-SERVING_TEMPLATE, TRAINING_TEMPLATE = "chat_template.jinja", "training_template.jinja"
 TOKENIZER_FILES = (
     TOKENIZER,
-    CONFIG,
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
@@ -27,6 +37,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "merges.txt",
 )
+SHOWN_TOKENS = 20
 # Shapes that a template may render differently once its tags are gone.
 PROBES: tuple[tuple[tuple[str, str], ...], ...] = (
     (("user", "a"), ("assistant", "b")),
@@ -46,7 +57,7 @@ def write_trained(tokenizer: Tokenizer, params: TrainTokenizer, max_tokens: int,
         "model_max_length": max_tokens,
         "clean_up_tokenization_spaces": False,
     }
-    write_json(folder / CONFIG, config)
+    write_json(folder / TOKENIZER_CONFIG, config)
 
 
 def copy_base_tokenizer(manifest: dict[str, Any], folder: Path) -> None:
@@ -60,10 +71,10 @@ def copy_base_tokenizer(manifest: dict[str, Any], folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if name in there:
             shutil.copyfile(cached_file(repo, name), folder / name)
-    config = read_json(folder / CONFIG) if CONFIG in there else {}
+    config = read_json(folder / TOKENIZER_CONFIG) if TOKENIZER_CONFIG in there else {}
     config.pop("chat_template", None)
     config["pad_token"] = _pad_token(config, folder)
-    write_json(folder / CONFIG, config)
+    write_json(folder / TOKENIZER_CONFIG, config)
 
 
 def install_templates(template: Path, folder: Path) -> None:
@@ -79,12 +90,13 @@ def install_templates(template: Path, folder: Path) -> None:
         )
     serving = serving_form(source)
     tokens = special_tokens(folder)
-    training_template, serving_template = compile_template(source, template), compile_template(serving, template)
+    training_template = compile_template(source, tokens, template)
+    serving_template = compile_template(serving, tokens, template)
     for probe in PROBES:
         turns = [{"role": role, "content": content} for role, content in probe]
         for prompt in (False, True):
-            trained = render(training_template, turns, tokens, add_generation_prompt=prompt)
-            served = render(serving_template, turns, tokens, add_generation_prompt=prompt)
+            trained = render(training_template, turns, template, add_generation_prompt=prompt)
+            served = render(serving_template, turns, template, add_generation_prompt=prompt)
             if trained.text != served.text:
                 raise DataError(
                     f"without its generation tags the template prints {served.text!r} instead of {trained.text!r}",
@@ -95,13 +107,6 @@ def install_templates(template: Path, folder: Path) -> None:
     write_text(folder / SERVING_TEMPLATE, serving)
 
 
-def special_tokens(folder: Path) -> dict[str, str]:
-    """{bos_token, eos_token, pad_token} of tokenizer_config.json, without those that are null."""
-    config = read_json(folder / CONFIG)
-    found = {key: _text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token")}
-    return {key: text for key, text in found.items() if text is not None}
-
-
 def load_chat(folder: Path) -> Chat:
     """The tokenizer and training template of models/tokenizer; raises DataError when its special tokens do not fit."""
     if not (folder / TOKENIZER).is_file():
@@ -109,19 +114,17 @@ def load_chat(folder: Path) -> Chat:
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     # It adds special tokens, which the template does here, and may trim white space off the offsets of the mask.
     tokenizer.post_processor = None
-    tokens = special_tokens(folder)
-    source = (folder / TRAINING_TEMPLATE).read_text(encoding="utf-8")
+    template = read_template(folder, TRAINING_TEMPLATE)
     added = tokenizer.get_added_tokens_decoder()
     return Chat(
         tokenizer=tokenizer,
-        template=compile_template(source, folder / TRAINING_TEMPLATE),
-        tokens=tokens,
-        ids=special_ids(tokenizer, tokens, folder),
+        template=template,
+        ids=special_ids(tokenizer, template.tokens, folder),
         special_texts=tuple(token.content for _, token in sorted(added.items()) if token.special),
     )
 
 
-def special_ids(tokenizer: Tokenizer, tokens: dict[str, str], where: object) -> SpecialIds:
+def special_ids(tokenizer: Tokenizer, tokens: Mapping[str, str], where: object) -> SpecialIds:
     """Ids of the special tokens; raises DataError when eos or pad is missing, or pad is eos."""
     ids = {name: tokenizer.token_to_id(text) for name, text in tokens.items()}
     eos, pad = ids.get("eos_token"), ids.get("pad_token")
@@ -138,17 +141,18 @@ def special_ids(tokenizer: Tokenizer, tokens: dict[str, str], where: object) -> 
 
 def _pad_token(config: dict[str, Any], folder: Path) -> str:
     """The base's own pad token unless it is eos; else its first special token that is named a pad, else unk."""
-    eos = _text(config.get("eos_token"))
+    eos = token_text(config.get("eos_token"))
     added = Tokenizer.from_file(str(folder / TOKENIZER)).get_added_tokens_decoder()
-    named = [token.content for _, token in sorted(added.items()) if "pad" in token.content.lower()]
-    candidates = [_text(config.get("pad_token")), *named, _text(config.get("unk_token"))]
+    special = [token.content for _, token in sorted(added.items())]
+    named = [content for content in special if "pad" in content.lower()]
+    candidates = [token_text(config.get("pad_token")), *named, token_text(config.get("unk_token"))]
     for candidate in candidates:
         if candidate is not None and candidate != eos:
             return candidate
-    raise DataError("the base tokenizer has no pad token other than eos", folder, "choose another base model")
-
-
-def _text(token: Any) -> str | None:
-    """A special token is spelled as a text, or as {"content": text, ...}."""
-    text = token["content"] if isinstance(token, dict) else token
-    return None if text is None else str(text)
+    raise DataError(
+        f"the base tokenizer has no token to pad with: eos ({eos}) cannot be it, none is named pad, and there is no "
+        f"unk; its {len(special)} added tokens are: {', '.join(special[:SHOWN_TOKENS])}",
+        folder / TOKENIZER_CONFIG,
+        "set fetch.base_model to a revision that has a pad_token or an unk_token in its tokenizer_config.json "
+        "(an instruct variant often has); another of its tokens cannot be named in params.yaml",
+    )

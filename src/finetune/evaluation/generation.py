@@ -12,8 +12,11 @@ from finetune.log import progress
 
 
 def prompt_ids(row: Mapping[str, Any]) -> list[int]:
-    """The ids before a row's first trained token: what the model sees before it answers."""
-    return list(row["input_ids"][: row["trained"].index(True)])
+    """The ids before a row's first trained token: what the model sees before it answers.
+
+    A row that is trained from its first token on (plain text) is prompted with that token alone.
+    """
+    return list(row["input_ids"][: max(1, row["trained"].index(True))])
 
 
 def choose_rows(rows: Iterable[Mapping[str, Any]], per_source: int) -> list[Mapping[str, Any]]:
@@ -49,7 +52,7 @@ def answers(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Any, max_new_t
 
 def reference_answer(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
     """The row's own first answer: its first unbroken run of trained tokens."""
-    start = row["trained"].index(True)
+    start = len(prompt_ids(row))
     end = next((at for at in range(start, len(row["trained"])) if not row["trained"][at]), len(row["trained"]))
     text: str = tokenizer.decode(row["input_ids"][start:end], skip_special_tokens=True)
     return text

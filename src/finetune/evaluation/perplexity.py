@@ -94,6 +94,17 @@ def model_logits(model: Any) -> LogitsOf:
     return logits_of
 
 
+def all_logits(model: Any, texts: Sequence[list[int]]) -> list[torch.Tensor]:
+    """The logits of each text, on the CPU in float32."""
+    logits_of = model_logits(model)
+    return [logits_of(ids).float().cpu() for ids in texts]
+
+
+def largest_difference(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> float:
+    """The largest absolute difference between two models' logits of the same texts."""
+    return max(float((one - other).abs().max()) for one, other in zip(some, others, strict=True))
+
+
 def score_by_source(logits_of: LogitsOf, rows: Iterable[Mapping[str, Any]], label: str) -> dict[str, Score]:
     """Score every row with a trained token, summed by source; sources in alphabetical order."""
     scores: dict[str, Score] = {}
@@ -104,17 +115,24 @@ def score_by_source(logits_of: LogitsOf, rows: Iterable[Mapping[str, Any]], labe
     return dict(sorted(scores.items()))
 
 
-def measure_against(
-    reference: LogitsOf, logits_of: LogitsOf, rows: Sequence[Mapping[str, Any]], label: str
-) -> dict[str, float]:
-    """Perplexity and accuracy over all rows, and the divergence from `reference`, whose logits are computed beside."""
-    total, against = Score(), Comparison()
+def measure_beside(
+    reference: LogitsOf, others: Mapping[str, LogitsOf], rows: Sequence[Mapping[str, Any]], label: str
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The reference's figures over all rows, and those of each other model with its divergence from the reference.
+
+    One pass: the reference, which is the slowest, computes each row once.
+    """
+    whole = Score()
+    totals, against = dict.fromkeys(others, Score()), dict.fromkeys(others, Comparison())
     for row in progress(rows, len(rows), "row", label):
         ids, trained = row["input_ids"], row["trained"]
-        obtained = logits_of(ids)
-        total += score(obtained, ids, trained)
-        against += compare(reference(ids), obtained, ids, trained)
-    return {**total.summary(), **against.summary()}
+        expected = reference(ids).cpu()
+        whole += score(expected, ids, trained)
+        for name, logits_of in others.items():
+            obtained = logits_of(ids)
+            totals[name] += score(obtained, ids, trained)
+            against[name] += compare(expected, obtained, ids, trained)
+    return whole.summary(), {name: {**totals[name].summary(), **against[name].summary()} for name in others}
 
 
 def mean_loss(model: Any, rows: Iterable[Mapping[str, Any]]) -> float:

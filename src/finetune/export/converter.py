@@ -13,13 +13,7 @@ from typing import Any
 
 from finetune.errors import ExportError
 from finetune.io import read_json
-
-# The splitting rule that Llama 3 publishes in its tokenizer.json; llama.cpp has it in src/llama-vocab.cpp.
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+from finetune.pretokenizer import LLAMA3_PATTERN, QWEN2_PATTERN
 
 
 def splitting_rule(tokenizer_json: Path) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp
@@ -17,17 +18,31 @@ from finetune.errors import ExportError
 from finetune.export import converter as converter_module
 from finetune.export import quantizer
 from finetune.io import replacing
+from finetune.sections import QuantizeGguf
+from finetune.tools import tool_path
 
-TOOLS = Path(os.environ.get("FINETUNE_TOOLS", ".tools"))
 OUT_TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+# Bits a weight of each type, from llama.cpp's tools/quantize/README.md (Llama 3.1 8B); K-quants mix types.
+BITS_PER_WEIGHT = {"F16": 16, "BF16": 16, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9, "Q3_K_M": 4.0}
+DISK_MARGIN = 1.05
 LOG_LINES = 15
+
+
+def check_disk(parameters: int, whole_bits: int, types: Sequence[str], folder: Path) -> None:
+    """Refuse, before anything is written, a disk too small for the whole GGUF and all files made from it."""
+    bits = parameters * (whole_bits + sum(BITS_PER_WEIGHT[name] for name in types))
+    needed_bytes, free_bytes = int(bits / 8 * DISK_MARGIN), shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise ExportError(
+            f"the GGUF files need about {needed_bytes:,} bytes, and {free_bytes:,} are free",
+            folder,
+            f"free at least {needed_bytes - free_bytes:,} bytes there, or ask for fewer quantize_gguf.types",
+        )
 
 
 def convert(merged: Path, target: Path, out_type: str, name: str) -> None:
     """Write `merged` as one GGUF of `out_type` (f32, f16, bf16), named `name` inside (never after its folder)."""
-    converter = TOOLS / "convert"
-    if not (converter / "convert_hf_to_gguf.py").is_file():
-        raise ExportError("llama.cpp's converter is not installed", converter, "make setup")
+    converter = tool_path("convert")
     with replacing(target) as temporary:
         arguments = [merged, "--outfile", temporary, "--outtype", out_type, "--model-name", name]
         _run([converter_module.__name__, converter, *arguments], target)
@@ -81,3 +96,15 @@ def llama_logits(model: llama_cpp.Llama) -> Callable[[list[int]], torch.Tensor]:
         return torch.from_numpy(model.scores[: len(ids)].copy())
 
     return logits_of
+
+
+def check_budgets(settings: QuantizeGguf, measured: dict[str, Any]) -> None:
+    """Raise ExportError for the first type whose perplexity ratio is above its budget."""
+    for entry in settings.types:
+        ratio = measured[entry.type]["perplexity_ratio"]
+        if ratio > entry.max_perplexity_ratio:
+            raise ExportError(
+                f"{entry.type} raises perplexity by a factor of {ratio:.4f}, more than {entry.max_perplexity_ratio}",
+                "quantize_gguf.types",
+                "raise its max_perplexity_ratio, or drop the type from the list",
+            )

@@ -19,7 +19,7 @@ from finetune.errors import ExportError
 from finetune.io import read_json, write_json
 from finetune.log import progress
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+INDEX = "model.safetensors.index.json"
 PREFIX = "base_model.model."
 # Head room for the tokenizer, the index and the file system's own rounding.
 DISK_MARGIN = 1.05
@@ -63,14 +63,40 @@ def read_updates(adapter: Path) -> dict[str, Update]:
     return updates
 
 
+def shards_of(model: Path) -> list[Path]:
+    """The weight files that a model's index names, else its one file: other files may lie beside them."""
+    if (model / INDEX).is_file():
+        return [model / name for name in sorted(set(read_json(model / INDEX)["weight_map"].values()))]
+    if (model / "model.safetensors").is_file():
+        return [model / "model.safetensors"]
+    raise ExportError("no model.safetensors, nor an index of shards", model, "dvc repro --force --single-item fetch")
+
+
+def count_parameters(model: Path) -> int:
+    """How many values a model's weight files hold; reads their headers only."""
+    total = 0
+    for shard in shards_of(model):
+        with safe_open(shard, framework="pt") as tensors:
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return total
+
+
+def check_memory(base: Path, dtype: str) -> None:
+    """Refuse, before anything is written, a comparison that would not fit into this machine's free memory."""
+    needed_bytes = count_parameters(base) * getattr(torch, dtype).itemsize
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+    free_bytes = int(fields["MemAvailable"].split()[0]) * 1024
+    if free_bytes < needed_bytes:
+        raise ExportError(
+            f"the comparison in {dtype} needs {needed_bytes:,} bytes of memory, and {free_bytes:,} are free",
+            "merge.compare_dtype",
+            "set merge.compare_dtype: bfloat16, or use a machine with more memory",
+        )
+
+
 def check_disk(base: Path, target: Path, dtype: str) -> None:
     """Refuse, before anything is written, a target whose disk cannot hold the merged model."""
-    needed_bytes = 0
-    for shard in sorted(base.glob("*.safetensors")):
-        with safe_open(shard, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
-                needed_bytes += math.prod(tensors.get_slice(name).get_shape()) * DTYPES[dtype].itemsize
-    needed_bytes = int(needed_bytes * DISK_MARGIN)
+    needed_bytes = int(count_parameters(base) * getattr(torch, dtype).itemsize * DISK_MARGIN)
     free_bytes = shutil.disk_usage(target.parent).free
     if free_bytes < needed_bytes:
         raise ExportError(
@@ -86,15 +112,13 @@ def merge_shards(base: Path, adapter: Path, target: Path, dtype: str) -> dict[st
     Raises ExportError when an update finds no weight, is not finite, or changes nothing.
     """
     updates = read_updates(adapter)
-    shards = sorted(base.glob("*.safetensors"))
-    if not shards:
-        raise ExportError("no *.safetensors file in the base model", base, "dvc repro --force --single-item fetch")
+    shards = shards_of(base)
     pending, total = dict(updates), 0
     for shard in progress(shards, len(shards), "shard", "merge"):
         merged = {}
         for name, weight in sorted(load_file(shard).items()):
             update = pending.pop(name, None)
-            merged[name] = _merged_weight(name, weight, update, DTYPES[dtype])
+            merged[name] = _merged_weight(name, weight, update, getattr(torch, dtype))
         total += len(merged)
         save_file(merged, target / shard.name, metadata={"format": "pt"})
     if pending:
@@ -132,10 +156,15 @@ def _copy_configuration(base: Path, target: Path, dtype: str) -> None:
     config = read_json(base / "config.json")
     config.pop("quantization_config", None)
     config.pop("torch_dtype", None)
+    # It names code of a repository, which nothing here runs.
+    config.pop("auto_map", None)
     write_json(target / "config.json", {**config, "dtype": dtype})
-    for name in ("generation_config.json", "model.safetensors.index.json", "tokenizer.model"):
+    for name in ("generation_config.json", "tokenizer.model"):
         if (base / name).is_file():
             shutil.copyfile(base / name, target / name)
+    if (base / INDEX).is_file():
+        # Without its total size, which is the base's own and changes with the dtype.
+        write_json(target / INDEX, {"metadata": {}, "weight_map": read_json(base / INDEX)["weight_map"]})
 
 
 def check_reload(loading_info: dict[str, Any], target: Path) -> None:

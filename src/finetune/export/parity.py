@@ -17,12 +17,11 @@ import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from tokenizers import Tokenizer
 
+from finetune.chat_template import TOKENIZER, TRAINING_TEMPLATE, ChatTemplate, read_template
 from finetune.errors import DataError, ExportError
-from finetune.export.chat_template import ChatTemplate
 from finetune.export.gguf_vocab import GgufFacts, encode
 from finetune.export.gotemplate import GoRequest, render_go
 from finetune.export.parity_chats import ParityChat
-from finetune.io import read_json
 
 AROUND_TOKENS = 8
 AROUND_CHARACTERS = 200
@@ -37,7 +36,7 @@ class Trained:
 
     def prompt(self, chat: ParityChat) -> tuple[str, list[int]]:
         """The prompt's text and ids."""
-        text = self.template.render(chat.full_messages(), add_generation_prompt=True)
+        text = self.template.render(chat.full_messages(), add_generation_prompt=True).text
         return text, list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
@@ -82,22 +81,12 @@ class ParityReport:
         return (self.equal_embedded + self.equal_ollama) / (2 * self.chats)
 
 
-def read_template(folder: Path, name: str) -> ChatTemplate:
-    """The template `name` of a tokenizer folder, with the special tokens of its tokenizer_config.json."""
-    path = folder / name
-    if not path.is_file():
-        raise DataError("file is missing", path, "run `dvc repro tokenizer`")
-    config = read_json(folder / "tokenizer_config.json")
-    text = path.read_bytes().decode()
-    return ChatTemplate(text, _special(config, "bos_token"), _special(config, "eos_token"))
-
-
 def read_trained(folder: Path) -> Trained:
     """The training template and the tokenizer of models/tokenizer."""
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER
     if not path.is_file():
         raise DataError("file is missing", path, "run `dvc repro tokenizer`")
-    return Trained(read_template(folder, "training_template.jinja"), Tokenizer.from_file(str(path)))
+    return Trained(read_template(folder, TRAINING_TEMPLATE), Tokenizer.from_file(str(path)))
 
 
 def compare_prompts(
@@ -145,10 +134,3 @@ def require_parity(report: ParityReport, where: Path) -> None:
 def _first_difference(left: Sequence[int], right: Sequence[int]) -> int:
     pairs = enumerate(zip(left, right, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))
-
-
-def _special(config: dict[str, Any], name: str) -> str:
-    value = config.get(name)
-    if isinstance(value, dict):
-        value = value["content"]
-    return str(value) if value else ""

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 
 import jinja2
 
+from finetune.chat_template import SERVING_TEMPLATE, ChatTemplate, Turn
 from finetune.errors import ExportError
-from finetune.export.chat_template import ChatTemplate, Message
 
-WHERE = "chat_template.jinja"
 REMEDY = (
     "change the recipe's chat template to one fixed prefix and suffix per role, "
     "such as recipes/smoke/chat_template.jinja, and run `dvc repro`"
@@ -49,7 +48,7 @@ class LinearTemplate:
     roles: tuple[RoleForm, ...]
     generation_prompt: str
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Turn]) -> str:
         """The prompt's text, generation prompt included."""
         forms = {form.role: form for form in self.roles}
         parts = [self.bos, self.preamble]
@@ -73,7 +72,8 @@ def derive_template(chat: ChatTemplate) -> LinearTemplate:
     assistant_prefix = _without_start(user_to_assistant, user_suffix, "the text after a user message")
     user_prefix = _without_start(assistant_to_user, assistant_suffix, "the text after an assistant message")
     lead = _without_end(head, user_prefix, "the text before the first user message")
-    bos = chat.bos_token if chat.bos_token and lead.startswith(chat.bos_token) else ""
+    bos = chat.tokens.get("bos_token", "")
+    bos = bos if lead.startswith(bos) else ""
     forms = [RoleForm("user", user_prefix, user_suffix), RoleForm("assistant", assistant_prefix, assistant_suffix)]
     preamble, default_system = lead.removeprefix(bos), ""
     if _writes(chat, "system", "user"):
@@ -101,7 +101,7 @@ def go_template(linear: LinearTemplate, *, add_bos: bool) -> str:
     if add_bos and not linear.bos:
         raise ExportError(
             "the GGUF adds BOS to every prompt (tokenizer.ggml.add_bos_token is true), the chat template does not",
-            WHERE,
+            SERVING_TEMPLATE,
             "begin the template with {{- bos_token -}}, and run `dvc repro`",
         )
     lines = [_actions("" if add_bos else linear.bos, linear.preamble)]
@@ -140,7 +140,7 @@ def _pieces(chat: ChatTemplate, *roles: str) -> list[str]:
     contents = [f"zq{role}{number}qz" for number, role in enumerate(roles)]
     messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
     try:
-        rest = chat.render(messages, add_generation_prompt=False)
+        rest = chat.render(messages, add_generation_prompt=False).text
     except jinja2.TemplateError as fault:
         raise _refusal(f"it refuses a chat of {', '.join(roles)}: {fault}", messages) from None
     pieces = []
@@ -159,7 +159,7 @@ def _writes(chat: ChatTemplate, *roles: str) -> bool:
     """Whether the template accepts a chat with these roles and writes all its contents somewhere."""
     messages = [{"role": role, "content": f"zq{role}qz"} for role in roles]
     try:
-        text = chat.render(messages, add_generation_prompt=False)
+        text = chat.render(messages, add_generation_prompt=False).text
     except jinja2.TemplateError:
         return False
     return all(message["content"] in text for message in messages)
@@ -167,7 +167,7 @@ def _writes(chat: ChatTemplate, *roles: str) -> bool:
 
 def _generation_prompt(chat: ChatTemplate) -> str:
     messages = [{"role": "user", "content": "zquser0qz"}]
-    without, full = (chat.render(messages, add_generation_prompt=asked) for asked in (False, True))
+    without, full = (chat.render(messages, add_generation_prompt=asked).text for asked in (False, True))
     return _without_start(full, without, "the text before the generation prompt")
 
 
@@ -186,7 +186,7 @@ def _without_end(text: str, end: str, what: str) -> str:
 def _compare(chat: ChatTemplate, linear: LinearTemplate) -> None:
     for meaning, messages in _comparisons(linear.role_names()):
         try:
-            truth = chat.render(messages, add_generation_prompt=True)
+            truth = chat.render(messages, add_generation_prompt=True).text
         except jinja2.TemplateError:
             continue  # The Jinja forbids this order of roles; nothing was trained on it.
         form = linear.render(messages)
@@ -236,7 +236,7 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= EXCERPT_CHARACTERS else text[:EXCERPT_CHARACTERS] + "…")
 
 
-def _refusal(reason: str, messages: Sequence[Message] = ()) -> ExportError:
+def _refusal(reason: str, messages: Sequence[Turn] = ()) -> ExportError:
     roles = ", ".join(message["role"] for message in messages)
-    where = f"{WHERE}, for a chat of {roles}" if roles else WHERE
+    where = f"{SERVING_TEMPLATE}, for a chat of {roles}" if roles else SERVING_TEMPLATE
     return ExportError(f"the chat template cannot be written as an Ollama TEMPLATE: {reason}", where, REMEDY)

@@ -17,7 +17,7 @@ from finetune.log import logger
 from finetune.sections import Base
 from finetune.stages._main import stage_main
 from finetune.training.device import make_deterministic
-from finetune.training.model import BASE_FILE
+from finetune.training.model import BASE_FILE, verify_base
 from finetune.training.pretrain import make_llama, pretrain, to_rows
 
 PARAMS = ("seed", "cpu_threads", "base", "split")
@@ -41,6 +41,7 @@ def run(
     source = read_json(manifest)
     write_json(target / BASE_FILE, source)
     if base.scratch is None:
+        verify_base(target)
         size_bytes = sum(file["size_bytes"] for file in source["files"])
         write_json(metrics, {"files": len(source["files"]), "size_bytes": size_bytes})
         logger.info(

@@ -11,7 +11,7 @@ from finetune.io import read_parquet, write_csv, write_json, write_jsonl
 from finetune.log import logger
 from finetune.sections import Evaluate, TrainQlora
 from finetune.stages._main import stage_main
-from finetune.training.device import DTYPES, check_hardware, choose_device, make_deterministic
+from finetune.training.device import check_hardware, choose_device, dtype_named, make_deterministic
 from finetune.training.model import attach_adapter, load_base
 
 PARAMS = ("seed", "cpu_threads", "evaluate", "train_qlora")
@@ -37,7 +37,7 @@ def run(
     check_hardware(train_qlora, device)
     words = AutoTokenizer.from_pretrained(tokenizer)
     rows = read_parquet(split / "test.parquet")
-    model = load_base(base, train_qlora.quantization, DTYPES[train_qlora.compute_dtype], device)
+    model = load_base(base, train_qlora.quantization, dtype_named(train_qlora.compute_dtype), device)
     model = attach_adapter(model, adapter)
     chosen = generation.choose_rows(rows, evaluate.samples_per_source)
     limit = evaluate.max_new_tokens

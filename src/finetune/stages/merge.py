@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from finetune.chat_template import TRAINING_TEMPLATE
 from finetune.errors import ExportError
-from finetune.evaluation.perplexity import model_logits
-from finetune.export.merge import check_disk, check_reload, merge_shards
+from finetune.evaluation.generation import choose_rows
+from finetune.evaluation.perplexity import all_logits, largest_difference
+from finetune.export.merge import check_disk, check_memory, check_reload, merge_shards
 from finetune.io import read_parquet, write_json
 from finetune.log import logger
 from finetune.sections import Merge
 from finetune.stages._main import stage_main
-from finetune.training.device import make_deterministic
+from finetune.training.device import dtype_named, make_deterministic
 from finetune.training.model import attach_adapter, load_base, locate_base
 
 PARAMS = ("seed", "cpu_threads", "merge")
-PROBE_ROWS = 8
+PROBES_PER_SOURCE = 2
 
 
 def run(
@@ -39,20 +40,20 @@ def run(
     make_deterministic(seed, cpu_threads)
     weights = locate_base(base)
     target.mkdir(parents=True, exist_ok=True)
+    check_memory(weights, merge.compare_dtype)
     check_disk(weights, target, merge.dtype)
     counts = merge_shards(weights, adapter, target, merge.dtype)
     for file in sorted(tokenizer.iterdir()):
-        if file.name != "training_template.jinja":
+        if file.name != TRAINING_TEMPLATE:
             shutil.copyfile(file, target / file.name)
-    probes = [row["input_ids"] for row in read_parquet(split / "test.parquet")[:PROBE_ROWS]]
-    expected = _logits(attach_adapter(load_base(base, None, torch.float32, torch.device("cpu")), adapter), probes)
+    probes = [row["input_ids"] for row in choose_rows(read_parquet(split / "test.parquet"), PROBES_PER_SOURCE)]
+    dtype = dtype_named(merge.compare_dtype)
+    expected = all_logits(attach_adapter(load_base(base, None, dtype, torch.device("cpu")), adapter), probes)
     merged, loading = AutoModelForCausalLM.from_pretrained(
-        target, dtype=torch.float32, output_loading_info=True, use_safetensors=True, local_files_only=True
+        target, dtype=dtype, output_loading_info=True, use_safetensors=True, local_files_only=True
     )
     check_reload(loading, target)
-    difference = max(
-        float((one - other).abs().max()) for one, other in zip(expected, _logits(merged.eval(), probes), strict=True)
-    )
+    difference = largest_difference(expected, all_logits(merged.eval(), probes))
     if difference > merge.max_logit_difference:
         raise ExportError(
             f"merged logits differ from base + adapter by {difference:.4f}, more than {merge.max_logit_difference}",
@@ -69,11 +70,6 @@ def run(
         difference,
         merge.max_logit_difference,
     )
-
-
-def _logits(model: Any, probes: list[list[int]]) -> list[torch.Tensor]:
-    logits_of = model_logits(model)
-    return [logits_of(ids) for ids in probes]
 
 
 if __name__ == "__main__":

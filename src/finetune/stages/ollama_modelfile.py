@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from finetune.chat_template import SERVING_TEMPLATE, read_template
 from finetune.errors import ExportError
 from finetune.export.gguf_vocab import ends_generation, open_vocab, read_facts
 from finetune.export.modelfile import Modelfile, render_modelfile
-from finetune.export.parity import compare_prompts, read_template, read_trained, require_parity
+from finetune.export.parity import compare_prompts, read_trained, require_parity
 from finetune.export.parity_chats import parity_chats
 from finetune.export.template import derive_template, go_template
 from finetune.io import write_json, write_text
@@ -26,7 +27,7 @@ def run(gguf: Path, tokenizer: Path, out: Path, metrics: Path, *, ollama_modelfi
     model = gguf / f"model-{settings.quantization}.gguf"
     vocab = open_vocab(model)
     facts = read_facts(vocab, model)
-    chat = read_template(tokenizer, "chat_template.jinja")
+    chat = read_template(tokenizer, SERVING_TEMPLATE)
     linear = derive_template(chat)
     roles = linear.role_names()
     if settings.system and "system" not in roles:
@@ -36,10 +37,11 @@ def run(gguf: Path, tokenizer: Path, out: Path, metrics: Path, *, ollama_modelfi
             'set ollama_modelfile.system to ""',
         )
     turn_end = next(form.suffix for form in linear.roles if form.role == "assistant")
-    if facts.eos_token != chat.eos_token or not ends_generation(vocab, turn_end):
+    eos = chat.tokens.get("eos_token")
+    if facts.eos_token != eos or not ends_generation(vocab, turn_end):
         raise ExportError(
             f"answers would never stop: the template ends them with {turn_end!r}, the GGUF's end token is "
-            f"{facts.eos_token!r} and the tokenizer's {chat.eos_token!r}",
+            f"{facts.eos_token!r} and the tokenizer's {eos!r}",
             model,
             "end assistant messages with eos_token in the chat template, and run `dvc repro`",
         )

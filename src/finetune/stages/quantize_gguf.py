@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from finetune.errors import ExportError
-from finetune.evaluation import perplexity
+from finetune.evaluation.perplexity import measure_beside, model_logits
 from finetune.export import gguf
+from finetune.export.merge import count_parameters
 from finetune.io import read_json, read_parquet, write_csv, write_json
 from finetune.log import logger
 from finetune.sections import QuantizeGguf
 from finetune.stages._main import stage_main
-from finetune.training.device import make_deterministic
+from finetune.training.device import choose_device, dtype_named, make_deterministic
 
 PARAMS = ("seed", "cpu_threads", "recipe", "quantize_gguf")
+PLOT_COLUMNS = ("type", "perplexity_ratio", "size_bytes")
 
 
 def run(
@@ -35,43 +35,43 @@ def run(
 ) -> None:
     """Convert once, quantise to every type, and measure each on the test rows beside the merged model."""
     make_deterministic(seed, cpu_threads)
-    rows = [row for row in read_parquet(split / "test.parquet") if any(row["trained"][1:])]
-    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32, local_files_only=True).eval()
-    reference = perplexity.model_logits(model)
-    total = sum(perplexity.score_by_source(reference, rows, "merged").values(), perplexity.Score())
-    numbers: dict[str, Any] = {"merged_perplexity": total.summary()["perplexity"], "types": {}}
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        whole = Path(folder) / "whole.gguf"
-        gguf.convert(merged, whole, gguf.OUT_TYPES[read_json(merged / "config.json")["dtype"]], f"finetune-{recipe}")
-        for entry in quantize_gguf.types:
-            file = target / f"model-{entry.type}.gguf"
-            gguf.quantize(whole, file, entry.type, cpu_threads)
-            measured = _measure(file, reference, rows, cpu_threads)
-            measured["perplexity_ratio"] = measured["perplexity"] / numbers["merged_perplexity"]
-            numbers["types"][entry.type] = measured
+    dtype, types = read_json(merged / "config.json")["dtype"], [entry.type for entry in quantize_gguf.types]
+    target.mkdir(parents=True, exist_ok=True)
+    gguf.check_disk(count_parameters(merged), 8 * dtype_named(dtype).itemsize, types, target)
+    whole = target / ".whole.gguf"
+    files: dict[str, Path] = {name: target / f"model-{name}.gguf" for name in types}
+    try:
+        gguf.convert(merged, whole, gguf.OUT_TYPES[dtype], f"finetune-{recipe}")
+        for name, file in files.items():
+            gguf.quantize(whole, file, name, cpu_threads)
+    finally:
+        whole.unlink(missing_ok=True)
+    numbers = _measure(merged, files, split, cpu_threads)
     write_json(metrics, numbers)
-    columns = ("type", "perplexity_ratio", "size_bytes")
-    write_csv(plot, columns, [(name, *(each[key] for key in columns[1:])) for name, each in numbers["types"].items()])
-    _check_budgets(quantize_gguf, numbers["types"])
-    ratios = [f"{name} {each['perplexity_ratio']:.4f}" for name, each in numbers["types"].items()]
-    logger.info("perplexity ratio to merged (%.3f): %s", numbers["merged_perplexity"], ", ".join(ratios))
+    rows = [(name, *(each[key] for key in PLOT_COLUMNS[1:])) for name, each in numbers["types"].items()]
+    write_csv(plot, PLOT_COLUMNS, rows)
+    gguf.check_budgets(quantize_gguf, numbers["types"])
+    ratios = ", ".join(f"{name} {each['perplexity_ratio']:.4f}" for name, each in numbers["types"].items())
+    logger.info("perplexity ratio to merged (%.3f): %s", numbers["merged_perplexity"], ratios)
 
 
-def _measure(file: Path, reference: perplexity.LogitsOf, rows: list[Any], threads: int) -> dict[str, Any]:
-    logits_of = gguf.llama_logits(gguf.load(file, max(len(row["input_ids"]) for row in rows), threads))
-    measured = perplexity.measure_against(reference, logits_of, rows, file.name)
-    return {**measured, "size_bytes": file.stat().st_size, "tensor_types": gguf.tensor_types(file)}
-
-
-def _check_budgets(settings: QuantizeGguf, measured: dict[str, Any]) -> None:
-    for entry in settings.types:
-        ratio = measured[entry.type]["perplexity_ratio"]
-        if ratio > entry.max_perplexity_ratio:
-            raise ExportError(
-                f"{entry.type} raises perplexity by a factor of {ratio:.4f}, more than {entry.max_perplexity_ratio}",
-                "quantize_gguf.types",
-                "raise its max_perplexity_ratio, or drop the type from the list",
-            )
+def _measure(merged: Path, files: dict[str, Path], split: Path, threads: int) -> dict[str, Any]:
+    device = choose_device()
+    dtype = torch.float32 if device.type == "cpu" else dtype_named(read_json(merged / "config.json")["dtype"])
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=dtype, device_map={"": device}, local_files_only=True)
+    rows = [row for row in read_parquet(split / "test.parquet") if any(row["trained"][1:])]
+    longest = max(len(row["input_ids"]) for row in rows)
+    others = {name: gguf.llama_logits(gguf.load(file, longest, threads)) for name, file in files.items()}
+    whole, types = measure_beside(model_logits(model.eval()), others, rows, "merged and GGUF")
+    made = {
+        name: {"size_bytes": file.stat().st_size, "tensor_types": gguf.tensor_types(file)}
+        for name, file in files.items()
+    }
+    ratios = {name: {"perplexity_ratio": each["perplexity"] / whole["perplexity"]} for name, each in types.items()}
+    return {
+        "merged_perplexity": whole["perplexity"],
+        "types": {name: types[name] | ratios[name] | made[name] for name in files},
+    }
 
 
 if __name__ == "__main__":

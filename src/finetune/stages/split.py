@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune.data.packing import fill, pack
-from finetune.data.splits import check_splits, mini_train, split_metrics, split_rows
+from finetune.data.splits import check_splits, leave_out_answered, mini_train, split_metrics, split_rows
 from finetune.data.tables import PACKED, TOKENS, write_parquet
 from finetune.data_sections import Split
 from finetune.io import read_parquet, write_csv, write_json
@@ -16,16 +16,18 @@ PARAMS = ("seed", "split")
 
 
 def run(tokens: Path, split_dir: Path, metrics: Path, split_plot: Path, *, seed: int, split: Split) -> None:
-    """Assign each row by its group, write the splits, and pack the training rows."""
-    splits = split_rows(read_parquet(tokens / "tokens.parquet"), split.validation_share, split.test_share)
-    check_splits(splits)
+    """Assign each row by its group, leave out held-out rows that train gives away, write, and pack the train rows."""
+    rows_in = read_parquet(tokens / "tokens.parquet")
+    assigned = split_rows(rows_in, split.validation_share, split.test_share)
+    splits, left_out = leave_out_answered(assigned)
+    check_splits(splits, left_out, len(rows_in))
     for name, rows in splits.items():
         write_parquet(split_dir / f"{name}.parquet", rows, TOKENS)
     mini = mini_train(splits["train"], split.mini_train_rows)
     write_parquet(split_dir / "mini_train.parquet", mini, TOKENS)
     packed = pack(splits["train"], split.pack_tokens, seed)
     write_parquet(split_dir / "packed.parquet", packed, PACKED)
-    numbers = split_metrics(splits)
+    numbers = split_metrics(splits, left_out)
     numbers["mini_train_rows"] = len(mini)
     numbers["packed"] = {"rows": len(packed), "fill": round(fill(packed, split.pack_tokens), 4)}
     write_json(metrics, numbers)
@@ -36,8 +38,9 @@ def run(tokens: Path, split_dir: Path, metrics: Path, split_plot: Path, *, seed:
     ]
     write_csv(split_plot, ("source", "split", "rows", "tokens"), plot)
     logger.info(
-        "rows %s, mini_train %d; %d packed rows, fill %.4f, %d trained tokens",
+        "rows %s, left out as their answer is in train %s, mini_train %d; %d packed rows, fill %.4f, %d trained tokens",
         {name: len(rows) for name, rows in splits.items()},
+        {name: len(rows) for name, rows in left_out.items()},
         len(mini),
         len(packed),
         numbers["packed"]["fill"],

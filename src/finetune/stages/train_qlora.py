@@ -17,7 +17,7 @@ from finetune.stages._main import stage_main
 from finetune.tracking import TrainingMirror
 from finetune.training import loop
 from finetune.training.checkpoint import run_key
-from finetune.training.device import DTYPES, check_hardware, choose_device, make_deterministic
+from finetune.training.device import check_hardware, choose_device, dtype_named, make_deterministic
 from finetune.training.model import add_adapter, four_bit_layers, load_base, save_adapter
 
 PARAMS = ("seed", "cpu_threads", "train_qlora")
@@ -41,7 +41,7 @@ def run(
     make_deterministic(seed, cpu_threads)
     device = choose_device()
     check_hardware(train_qlora, device)
-    model = load_base(base, train_qlora.quantization, DTYPES[train_qlora.compute_dtype], device)
+    model = load_base(base, train_qlora.quantization, dtype_named(train_qlora.compute_dtype), device)
     layers = four_bit_layers(model)
     model = add_adapter(model, train_qlora.lora)
     determinants = {

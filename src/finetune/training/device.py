@@ -12,7 +12,12 @@ from finetune.log import logger
 from finetune.sections import TrainQlora
 
 GIB = 1 << 30
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The torch dtype that params.yaml names."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def choose_device() -> torch.device:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 from trl import SFTConfig, SFTTrainer
 
 from finetune.errors import DataError
-from finetune.io import sha256_file, sha256_text
+from finetune.io import sha256_file, sha256_text, write_text
 from finetune.log import logger, progress_bar
 from finetune.sections import TrainQlora
 from finetune.training.checkpoint import newest_intact, seal
@@ -49,16 +49,22 @@ class LocalLog(TrainerCallback):  # type: ignore[misc]
         if self.bar is not None:
             self.bar.close()
 
+    def _validates(self, state: Any) -> bool:
+        return bool(state.global_step % self.settings.evaluate_every_steps == 0 or state.global_step == state.max_steps)
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_others: Any) -> None:
+        """Log the steps that are validated, whatever `log_every_steps` is: the last step is always among them."""
+        control.should_log = control.should_log or self._validates(state)
+
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **others: Any) -> None:
         """Append the entry of a step; the last call of a run, which only sums up, has no loss and is left out."""
         if "loss" not in logs:
             return
         step = state.global_step
-        due = step % self.settings.evaluate_every_steps == 0 or step == state.max_steps
         entry: LogEntry = {
             "step": step,
             "train_loss": float(logs["loss"]),
-            "validation_loss": self.validate(others["model"]) if due else None,
+            "validation_loss": self.validate(others["model"]) if self._validates(state) else None,
             "learning_rate": float(logs["learning_rate"]),
             "gradient_norm": float(logs["grad_norm"]),
             "trained_tokens": round(self.tokens_per_epoch * state.epoch),
@@ -118,7 +124,7 @@ def train(
 
 def sft_config(settings: TrainQlora, seed: int, folder: Path) -> SFTConfig:
     """The trainer's settings; rows come packed and tokenised, so that it prepares nothing itself."""
-    return SFTConfig(
+    config = SFTConfig(
         output_dir=str(folder),
         seed=seed,
         data_seed=seed,
@@ -139,7 +145,8 @@ def sft_config(settings: TrainQlora, seed: int, folder: Path) -> SFTConfig:
         logging_steps=settings.log_every_steps,
         logging_nan_inf_filter=False,
         save_steps=settings.save_every_steps,
-        save_total_limit=settings.keep_checkpoints,
+        # The trainer drops old checkpoints before the new one is sealed: one more than asked for bridges that moment.
+        save_total_limit=settings.keep_checkpoints + 1,
         report_to="none",
         # padding_free makes each micro-batch one row with position ids: documents do not see each other.
         padding_free=True,
@@ -148,6 +155,11 @@ def sft_config(settings: TrainQlora, seed: int, folder: Path) -> SFTConfig:
         loss_type="nll",
         dataloader_num_workers=0,
     )
+    if config.n_gpu > 1:
+        # In one process the trainer would split each batch over all visible GPUs, and so train on larger batches.
+        logger.info("%d GPUs are visible: training on the first", config.n_gpu)
+        config._n_gpu = 1
+    return config
 
 
 def code_hash() -> str:
@@ -171,7 +183,7 @@ def log_rows(entries: list[LogEntry]) -> list[list[object]]:
 
 def _truncate_log(path: Path, step: int) -> None:
     kept = [entry for entry in read_log(path) if (entry["step"] or 0) <= step]
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def _check_finite(entry: LogEntry) -> None:

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from finetune.errors import DataError, DeviceError
-from finetune.io import read_json, write_json
+from finetune.io import read_json, sha256_file, write_json
 from finetune.sections import Lora, Quantization
 
 BASE_FILE = "base.json"
+REFETCH = "dvc repro --force --single-item fetch"
 
 
 def locate_base(base: Path) -> Path:
@@ -24,14 +24,24 @@ def locate_base(base: Path) -> Path:
     manifest = read_json(base / BASE_FILE)
     if manifest["kind"] == "scratch":
         return base
-    try:
-        return Path(snapshot_download(manifest["repo_id"], revision=manifest["revision"], local_files_only=True))
-    except LocalEntryNotFoundError:
+    config = try_to_load_from_cache(manifest["repo_id"], "config.json", revision=manifest["revision"])
+    if not isinstance(config, str):
         raise DataError(
-            f"{manifest['repo_id']} at {manifest['revision']} is not in the Hub cache",
-            base / BASE_FILE,
-            "dvc repro --force --single-item fetch",
-        ) from None
+            f"{manifest['repo_id']} at {manifest['revision']} is not in the Hub cache", base / BASE_FILE, REFETCH
+        )
+    return Path(config).parent
+
+
+def verify_base(base: Path) -> None:
+    """Compare every cached file of a Hub base with the manifest's SHA-256; raises DataError for the first fault."""
+    folder = locate_base(base)
+    for file in read_json(base / BASE_FILE)["files"]:
+        path = folder / file["path"]
+        if not path.is_file():
+            raise DataError("file of the base model is missing from the Hub cache", path, REFETCH)
+        if (found := sha256_file(path)) != file["sha256"]:
+            what = f"SHA-256 is {found}, the manifest says {file['sha256']}"
+            raise DataError(what, path, f"delete it, then {REFETCH}")
 
 
 def load_base(base: Path, quantization: Quantization | None, dtype: torch.dtype, device: torch.device) -> Any:
@@ -83,10 +93,14 @@ def four_bit_layers(model: Any) -> int:
 
 def add_adapter(model: Any, lora: Lora) -> Any:
     """Wrap `model` with a fresh LoRA adapter in float32; raises DataError when no module has a target's name."""
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if hasattr(module, "in_features")}
+    # The output layer is left out: with tied embeddings it is also the input, which a merge would change with it.
+    layers = {name for name, module in model.named_modules() if hasattr(module, "in_features")}
+    names = {
+        name.rsplit(".", 1)[-1] for name in layers if model.get_submodule(name) is not model.get_output_embeddings()
+    }
     if missing := sorted(set(lora.target_modules) - names):
         raise DataError(
-            f"the base model has no linear layer named {', '.join(missing)}",
+            f"the base model has no linear layer to adapt named {', '.join(missing)}",
             "train_qlora.lora.target_modules",
             f"choose among: {', '.join(sorted(names))}",
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.normalizers import NFC, NFD, NFKC, Lowercase, Sequence
 
 from finetune.data.bpe import HOSTILE_TEXTS, check_markers, check_round_trip, fertility, train
 from finetune.data.record import make_record
@@ -54,6 +55,22 @@ def test_hostile_texts_come_back_unchanged():
 def test_a_tokenizer_that_loses_text_is_refused():
     with pytest.raises(DataError, match="comes back as"):
         check_round_trip(Tokenizer(WordLevel({"?": 0}, "?")))
+
+
+@pytest.mark.parametrize("normalizer", [NFC(), Sequence([NFC()])])
+def test_a_normaliser_that_does_nfc_alone_is_accepted(normalizer):
+    tokenizer = train(TEXTS, PARAMS)
+    tokenizer.normalizer = normalizer
+    assert tokenizer.decode(tokenizer.encode("e\u0301").ids) == "é"
+    check_round_trip(tokenizer)
+
+
+@pytest.mark.parametrize("normalizer", [NFD(), NFKC(), Sequence([NFC(), Lowercase()])])
+def test_a_normaliser_that_changes_clean_text_is_refused(normalizer):
+    tokenizer = train(TEXTS, PARAMS)
+    tokenizer.normalizer = normalizer
+    with pytest.raises(DataError, match="comes back as"):
+        check_round_trip(tokenizer)
 
 
 def test_a_marker_of_several_tokens_is_refused():

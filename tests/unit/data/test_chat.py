@@ -5,9 +5,9 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
+from finetune.chat_template import Rendered, compile_template
 from finetune.data.chat import Chat, SpecialIds, check_ids, encode, encode_record, flatten, special_text_in
 from finetune.data.record import Message, make_record
-from finetune.data.template import Rendered, compile_template
 from finetune.errors import DataError
 
 TEMPLATE = (
@@ -27,8 +27,7 @@ def chat(template=TEMPLATE):
     tokenizer.add_special_tokens(["<p>", "<s>", "</s>"])
     return Chat(
         tokenizer=tokenizer,
-        template=compile_template(template, "t.jinja"),
-        tokens={"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<p>"},
+        template=compile_template(template, {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<p>"}, "t.jinja"),
         ids=SpecialIds(bos=2, eos=3, pad=1, vocab_size=10),
         special_texts=("<p>", "<s>", "</s>"),
     )
@@ -105,12 +104,17 @@ def test_a_text_that_spells_a_special_token_is_told():
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (TEMPLATE.replace("{{ bos_token }}", ""), r"one BOS \(id 2\), at position 0; here it is at positions \[\]"),
+        (TEMPLATE.replace("{{ bos_token }}", ""), r"one BOS \(id 2\) .*\(0\); here they are at positions \[\]"),
         (TEMPLATE.replace("{{ bos_token }}", "{{ bos_token * 2 }}"), r"at positions \[0, 1\]"),
         (TEMPLATE.replace("+ eos_token", ""), "2 turns are trained and 0 of them end in the stop token </s>"),
         (
             TEMPLATE.replace(" + eos_token }}{% endgeneration %}", " }}{% endgeneration %}{{ eos_token }}"),
             "2 turns are trained and 0 of them end",
+        ),
+        (TEMPLATE.replace("{{ bos_token }}", "U{{ bos_token }}"), r"at positions \[1\]"),
+        (
+            "{{ raise_exception('one turn only') }}",
+            "assistant, user, assistant: one turn only\n  where:  record",
         ),
         (
             TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", ""),
@@ -123,8 +127,16 @@ def test_a_template_that_breaks_a_promise_is_refused(template, message):
         encode_record(TWO_TURNS, chat(template), "assistant")
 
 
+def test_a_template_may_open_every_turn_with_bos():
+    every_turn = TEMPLATE.replace("{{ bos_token }}", "").replace("%}U", "%}{{ bos_token }}U")
+    encoded = encode_record(TWO_TURNS, chat(every_turn), "assistant")
+    assert encoded.input_ids == (*IDS[:7], 2, *IDS[7:])
+    with pytest.raises(DataError, match=r"as many as its text spells \(1\); here they are at positions \[0, 2\]"):
+        check_ids((2, 9, 2), chat().ids, "r1", 1)
+
+
 def test_an_id_beyond_the_vocabulary_is_an_error_that_names_id_size_and_record():
     with pytest.raises(DataError, match="token id 10 is beyond the vocabulary of 10\n  where:  record r1"):
-        check_ids((2, 10, 3), chat().ids, "r1")
+        check_ids((2, 10, 3), chat().ids, "r1", 1)
     with pytest.raises(DataError, match="token id 9 is beyond the vocabulary of 5"):
         encode_record(TWO_TURNS, replace(chat(), ids=SpecialIds(2, 3, 1, 5)), "assistant")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -110,7 +111,9 @@ import json, sys
 from pathlib import Path
 from finetune.data_sections import Fetch, KeepTokenizer, Split
 from finetune.errors import FinetuneError
+from finetune.runtime import pin_cpu_code_path
 from finetune.stages import fetch, tokenizer
+pin_cpu_code_path()  # A second time, as a child process of a stage would.
 source, base, work = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
 section = Fetch.model_validate({"local_dir": ".", "base_model": base, "sources": [
     {"name": "s", "format": "messages", "license": "MIT", "language": None, "origin": source}]})
@@ -127,13 +130,15 @@ except FinetuneError as error:
 """
 
 
-def fetch(hub, work, *, repo_id="team/data", revision=REVISION, files="data/*.jsonl", base=None):
+def fetch(hub, work, *, repo_id="team/data", revision=REVISION, files="data/*.jsonl", base=None, offline=""):
     origin = {"kind": "hub", "repo_id": repo_id, "revision": revision, "files": files}
     arguments = [json.dumps(origin), json.dumps(base or {"kind": "scratch"}), str(work)]
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(work / "hf"), "PYTHONPATH": str(ROOT / "src")}
-    # As the stage module is run: the network is off until fetch lifts that for itself.
-    environment["HF_HUB_OFFLINE"] = "1"
-    environment.pop("HF_TOKEN", None)
+    # As a person runs it, not as a child of these tests, which have pinned the network off for themselves.
+    for name in ("FINETUNE_CALLER_OFFLINE", "HF_HUB_OFFLINE", "HF_TOKEN"):
+        environment.pop(name, None)
+    if offline:
+        environment["HF_HUB_OFFLINE"] = offline
     command = [sys.executable, "-c", PROGRAM, *arguments]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
@@ -205,6 +210,38 @@ def test_a_base_model_comes_without_pickles_and_its_tokenizer_is_kept(hub, tmp_p
         "tokenizer_config.json",
         "training_template.jinja",
     ]
+
+
+def test_offline_by_the_callers_wish_takes_the_cache_and_asks_nobody(hub, tmp_path):
+    base = {"kind": "hub", "repo_id": "team/model", "revision": REVISION}
+    assert fetch(hub, tmp_path, base=base).returncode == 0
+    first = {name: (tmp_path / name).read_bytes() for name in ("raw/manifest.json", "base.json")}
+    Hub.requests.clear()
+    shutil.rmtree(tmp_path / "clean")
+    done = fetch(hub, tmp_path, base=base, offline="yes")
+    assert done.returncode == 0, done.stderr
+    assert {name: (tmp_path / name).read_bytes() for name in first} == first
+    assert Hub.requests == []
+    assert (
+        f"dataset team/data at {REVISION}: offline, taking the 1 files in the Hub cache for all it has" in done.stderr
+    )
+
+
+def test_offline_by_the_callers_wish_and_nothing_in_the_cache_says_what_to_do(hub, tmp_path):
+    done = fetch(hub, tmp_path, offline="1")
+    assert done.returncode == 1
+    assert "the Hub cache does not hold it, and HF_HUB_OFFLINE forbids to download it" in done.stderr
+    assert "unset HF_HUB_OFFLINE" in done.stderr
+    assert Hub.requests == []
+
+
+def test_offline_a_file_of_the_cache_that_was_damaged_is_refused(hub, tmp_path):
+    assert fetch(hub, tmp_path).returncode == 0
+    (blob,) = (tmp_path / "hf/hub/datasets--team--data/blobs").iterdir()
+    blob.write_bytes(b"other")
+    done = fetch(hub, tmp_path, offline="1")
+    assert done.returncode == 1
+    assert "data/a.jsonl has hash" in done.stderr
 
 
 def test_a_base_model_of_pickles_only_is_refused(hub, tmp_path):

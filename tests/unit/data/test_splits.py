@@ -1,6 +1,15 @@
 import pytest
 
-from finetune.data.splits import assign, check_splits, mini_train, split_metrics, split_rows, trained_tokens
+from finetune.data.splits import (
+    answers,
+    assign,
+    check_splits,
+    leave_out_answered,
+    mini_train,
+    split_metrics,
+    split_rows,
+    trained_tokens,
+)
 from finetune.errors import DataError
 
 
@@ -68,12 +77,49 @@ def test_the_first_token_is_never_trained():
 )
 def test_an_empty_split_is_an_error(splits, message):
     with pytest.raises(DataError, match=message):
-        check_splits(splits)
+        check_splits(splits, {}, sum(map(len, splits.values())))
+
+
+def said(identity, *texts):
+    """A row whose answers are `texts` (one token per letter), each after one token of prompt; "." is not trained."""
+    letters = "".join(f".{text}" for text in texts)
+    return {**row(identity), "input_ids": [ord(letter) for letter in letters], "trained": [c != "." for c in letters]}
+
+
+def test_answers_are_whole_runs_of_eight_trained_tokens_at_least():
+    assert answers(said("a", "abcdefgh", "short", "123456789")) == {tuple(b"abcdefgh"), tuple(b"123456789")}
+    assert answers(said("b", "abcdefg")) == set()
+
+
+def test_a_held_out_row_with_any_answer_of_train_is_left_out():
+    splits = {
+        "train": [said("a", "abcdefgh"), said("b", "seven77", "ABCDEFGHI")],
+        "validation": [said("c", "new answer", "ABCDEFGHI"), said("d", "seven77")],
+        "test": [said("e", "abcdefgh"), said("f", "abcdefghi", "bcdefgh"), said("g", "other answer")],
+    }
+    kept, left_out = leave_out_answered(splits)
+    names = {name: [entry["id"] for entry in rows] for name, rows in kept.items()}
+    assert names == {"train": ["a", "b"], "validation": ["d"], "test": ["f", "g"]}
+    assert {name: [entry["id"] for entry in rows] for name, rows in left_out.items()} == {
+        "validation": ["c"],
+        "test": ["e"],
+    }
+    check_splits(kept, left_out, 7)
+    with pytest.raises(DataError, match=r"8 rows in, 7 out \(train 2, validation 1, test 2, 1 of validation left out"):
+        check_splits(kept, left_out, 8)
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_nothing_left_to_hold_out_is_an_error_that_says_why(name):
+    splits = {"train": [said("a", "abcdefgh")], "validation": [said("b", "x")], "test": [said("c", "y")]}
+    kept, left_out = leave_out_answered({**splits, name: [said("d", "abcdefgh")]})
+    with pytest.raises(DataError, match=rf"no row to .*{name} 0, .*1 of {name} left out: their answers are in train"):
+        check_splits(kept, left_out, 3)
 
 
 def test_metrics_by_source_and_split():
     splits = {"train": [row("a"), row("b"), row("c", source="t")], "validation": [], "test": [row("d")]}
-    metrics = split_metrics(splits)
+    metrics = split_metrics(splits, {"validation": [row("e", source="t")], "test": []})
     assert metrics["sources"]["s"]["train"] == {
         "rows": 2,
         "share": 0.6667,
@@ -81,5 +127,8 @@ def test_metrics_by_source_and_split():
         "tokens": 4,
         "trained_tokens": 2,
     }
-    assert metrics["splits"]["test"]["share"] == 0.25
+    assert metrics["splits"]["test"]["share"] == 0.2
     assert metrics["sources"]["t"]["test"]["rows"] == 0
+    assert metrics["sources"]["t"]["left_out"]["rows"] == 1
+    assert metrics["left_out"] == {"answer_in_train": {"validation": {"s": 0, "t": 1}, "test": {"s": 0, "t": 0}}}
+    assert metrics["rows"] == 5

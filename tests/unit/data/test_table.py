@@ -80,6 +80,32 @@ def test_a_header_without_a_named_column_is_one_error_that_names_file_column_and
     assert "fetch.sources.columns" in caught.value.remedy
 
 
+def test_a_quote_that_swallows_many_rows_counts_each_of_their_lines():
+    swallowed = [
+        b'1,"jamais ferm\xc3\xa9,2024-01-01\n',
+        *(b"%d,x,2024-01-01\n" % n for n in range(2, 21)),
+        b'",21,2024\n',
+    ]
+    rows = read(HEADER + b"".join(swallowed) + b"22,bon,2024-01-01\n", source())
+    assert [(row.place.line, row.reason, row.original) for row in rows[:-1]] == [
+        (number, "open_quote", line) for number, line in enumerate(swallowed, 2)
+    ]
+    assert rows[0].detail == "21 lines from line 2 on would be one row: close the quote that opens there"
+    assert (rows[-1].place.line, rows[-1].record.messages[1].content) == (23, "bon")
+
+
+def test_a_cell_of_twenty_lines_is_a_cell():
+    (row,) = read(HEADER + b'1,"' + b"vers\n" * 19 + b'fin",2024-01-01\n', source())
+    assert row.record.messages[1].content == "vers\n" * 19 + "fin"
+
+
+def test_a_named_column_that_stands_twice_in_the_header_is_an_error():
+    with pytest.raises(DataError, match=r"column\(s\) texte more than once in the header: texte, date, texte"):
+        read(b"texte,date,texte\na,2024,b\n", source())
+    (row,) = read(b"texte,x,x,date\na,1,2,2024\n", source())
+    assert row.record.messages[1].content == "a"
+
+
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
 def test_an_empty_file_is_an_error_that_names_it(content):
     with pytest.raises(DataError, match=r"file is empty\n  where:  tweets/t\.csv"):

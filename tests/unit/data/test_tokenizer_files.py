@@ -1,12 +1,17 @@
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from test_bpe import PARAMS, TEXTS
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import AutoTokenizer
 
 from finetune.data.bpe import train
-from finetune.data.tokenizer_files import install_templates, load_chat, special_ids, write_trained
+from finetune.data.hub import Repo
+from finetune.data.tokenizer_files import copy_base_tokenizer, install_templates, load_chat, special_ids, write_trained
 from finetune.errors import DataError
+from finetune.io import write_json, write_text
 
 SMOKE = Path(__file__).parents[3] / "recipes" / "smoke" / "chat_template.jinja"
 
@@ -43,6 +48,23 @@ def test_pad_that_is_eos_or_missing_is_refused(folder):
     for tokens in ({"eos_token": "</s>", "pad_token": "</s>"}, {"eos_token": "</s>"}):
         with pytest.raises(DataError, match="must be two different tokens of the vocabulary"):
             special_ids(chat.tokenizer, tokens, "models/tokenizer")
+
+
+def test_a_base_without_pad_and_unk_is_refused_with_its_tokens_named(tmp_path, monkeypatch):
+    # The layout of the Hub cache: fetch leaves a base model in it.
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repo = Repo("team/base", "model", "0" * 40)
+    snapshot = tmp_path / "hub" / "models--team--base" / "snapshots" / repo.revision
+    tokenizer = Tokenizer(BPE())
+    tokenizer.add_special_tokens(["<|begin|>", "<|end|>", "<|reserved_0|>"])
+    write_text(snapshot / "tokenizer.json", tokenizer.to_str())
+    write_json(snapshot / "tokenizer_config.json", {"bos_token": "<|begin|>", "eos_token": "<|end|>"})
+    files = [{"path": "tokenizer.json"}, {"path": "tokenizer_config.json"}]
+    manifest = {"repo_id": repo.repo_id, "revision": repo.revision, "files": files}
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=r"its 3 added tokens are: <\|begin\|>, <\|end\|>, <\|reserved_0\|>") as caught:
+        copy_base_tokenizer(manifest, tmp_path / "out")
+    assert "set fetch.base_model to a revision that has a pad_token or an unk_token" in caught.value.remedy
 
 
 def test_a_template_that_says_nothing_about_training_or_is_missing_is_refused(folder, tmp_path):

@@ -10,7 +10,7 @@ from finetune.evaluation.perplexity import (
     Score,
     compare,
     mean_loss,
-    measure_against,
+    measure_beside,
     model_logits,
     score,
     score_by_source,
@@ -53,8 +53,11 @@ def test_divergence_is_zero_for_equal_logits_and_known_for_others() -> None:
     against = compare(reference, other, ids, trained).summary()
     assert against["mean_kl"] == pytest.approx(0.75 * math.log(3) + 0.25 * math.log(1 / 3), rel=1e-6)
     assert against["top1_agreement"] == 0.0
-    measured = measure_against(lambda _: reference, lambda _: other, [{"input_ids": ids, "trained": trained}], "test")
-    assert measured["perplexity"] == pytest.approx(1 / 0.75, rel=1e-6)
+    rows = [{"input_ids": ids, "trained": trained}] * 2
+    whole, measured = measure_beside(lambda _: reference, {"other": lambda _: other}, rows, "test")
+    assert whole["perplexity"] == pytest.approx(1 / 0.25, rel=1e-6)
+    assert measured["other"]["perplexity"] == pytest.approx(1 / 0.75, rel=1e-6)
+    assert measured["other"]["mean_kl"] == pytest.approx(against["mean_kl"], rel=1e-6)
 
 
 def test_formula_equals_the_models_own_loss(tiny_base: Path) -> None:

@@ -16,6 +16,7 @@ from finetune.errors import ExportError
 from finetune.evaluation.perplexity import compare, model_logits
 from finetune.export import gguf
 from finetune.export.converter import LLAMA3_PATTERN, splitting_rule
+from finetune.sections import QuantizedType, QuantizeGguf
 
 TEXTS = ["L'été, 1234 vélos à réparer !", "it's  two\n\n\tlines", "日本 🙂‍↔️ ok", "don't we'll 99999", " spaces   here "]
 
@@ -113,9 +114,27 @@ def test_a_damaged_source_leaves_no_target(tmp_path: Path) -> None:
 
 
 def test_a_missing_converter_says_make_setup(merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf, "TOOLS", tmp_path)
+    monkeypatch.setenv("FINETUNE_TOOLS", str(tmp_path))
     with pytest.raises(ExportError, match="make setup"):
         gguf.convert(merged, tmp_path / "x.gguf", "f32", "tiny")
+
+
+def test_a_type_over_its_budget_fails_the_run() -> None:
+    types = [
+        QuantizedType(type="Q8_0", max_perplexity_ratio=1.01),
+        QuantizedType(type="Q4_K_M", max_perplexity_ratio=1.1),
+    ]
+    measured = {"Q8_0": {"perplexity_ratio": 1.01}, "Q4_K_M": {"perplexity_ratio": 1.1}}
+    gguf.check_budgets(QuantizeGguf(types=types), measured)
+    measured["Q4_K_M"]["perplexity_ratio"] = 1.1001
+    with pytest.raises(ExportError, match=r"Q4_K_M raises perplexity by a factor of 1\.1001, more than 1\.1"):
+        gguf.check_budgets(QuantizeGguf(types=types), measured)
+
+
+def test_too_small_a_disk_is_refused(tmp_path: Path) -> None:
+    gguf.check_disk(1_000_000, 16, ["Q8_0"], tmp_path)
+    with pytest.raises(ExportError, match=r"the GGUF files need about [\d,]+ bytes, and [\d,]+ are free"):
+        gguf.check_disk(10**15, 16, ["Q8_0", "Q4_K_M"], tmp_path)
 
 
 @pytest.mark.parametrize(

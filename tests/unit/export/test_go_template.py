@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.errors import ExportError
-from finetune.export.chat_template import ChatTemplate
+from finetune.chat_template import ChatTemplate, compile_template
+from finetune.errors import DataError, ExportError
 from finetune.export.gotemplate import GoRequest, render_go
 from finetune.export.parity_chats import parity_chats
 from finetune.export.template import RoleForm, derive_template, go_literal, go_template
@@ -53,7 +53,7 @@ AWKWARD = (
 
 
 def chat_of(template: str) -> ChatTemplate:
-    return ChatTemplate(template, "<s>", "</s>")
+    return compile_template(template, {"bos_token": "<s>", "eos_token": "</s>"}, "chat_template.jinja")
 
 
 def test_smoke_template_as_go_text() -> None:
@@ -96,7 +96,7 @@ def test_go_writes_what_jinja_writes(template: str) -> None:
     chats = parity_chats(linear.role_names(), "Be kind." if "system" in linear.role_names() else "")
     requests = [GoRequest(system=item.system, messages=item.messages) for item in chats]
     texts = render_go(tool_path(GOTEMPLATE), go_template(linear, add_bos=False), requests)
-    assert texts == [chat.render(item.full_messages(), add_generation_prompt=True) for item in chats]
+    assert texts == [chat.render(item.full_messages(), add_generation_prompt=True).text for item in chats]
     assert len(texts) >= 40
 
 
@@ -107,7 +107,6 @@ def test_go_writes_what_jinja_writes(template: str) -> None:
         (INST_WITH_SYSTEM, "system message is merged into the user turn"),
         (CHATML.replace("message['content']", "(message['content'] | upper)"), "user message is dropped, moved or alt"),
         (CHATML.replace("message['content']", "(message['content'] | e)"), "content of a system message is escaped"),
-        (CHATML + "{{ strftime_now('%d %b %Y') }}", "writes today's date"),
         (CHATML.replace("{% for", "{{ messages[-1].content }}{% for"), "written more than once"),
         (CHATML.replace("'<|im_start|>' +", "('' if loop.first else '<|im_start|>') +"), "before the first user messa"),
         (CHATML.replace("+ '\n'}}", "+ ('' if loop.last else '\n')}}"), "before the first user message depends on"),
@@ -123,11 +122,24 @@ def test_go_writes_what_jinja_writes(template: str) -> None:
                         "message == messages[0]) %}"), "a later system message is moved, dropped"),
         ("{{ raise_exception('no') }}", "it refuses a chat of user: no"),
         ("{% for tool in tools %}{% endfor %}" + CHATML, "it refuses a chat of user: 'NoneType'"),
-        ("{% for %}", "not valid Jinja"),
     ],
 )  # fmt: skip
 def test_a_template_that_is_not_linear_is_refused_with_the_reason(template: str, reason: str) -> None:
     with pytest.raises(ExportError, match=reason):
+        derive_template(chat_of(template))
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (CHATML + "{{ strftime_now('%d %b %Y') }}", "writes today's date"),
+        # Not taken for a template without that role, as any other refusal is.
+        (CHATML + "{% if messages[0].role == 'system' %}{{ strftime_now('%Y') }}{% endif %}", "writes today's date"),
+        ("{% for %}", "not valid Jinja"),
+    ],
+)
+def test_a_template_that_cannot_be_trained_with_is_refused(template: str, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
         derive_template(chat_of(template))
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from finetune.errors import ExportError
-from finetune.export.merge import check_disk, check_reload, merge_shards
-from finetune.io import sha256_tree
+from finetune.export.merge import check_disk, check_memory, check_reload, count_parameters, merge_shards, shards_of
+from finetune.io import read_json, sha256_tree, write_json
 from finetune.training.model import attach_adapter, load_base, save_adapter
 
 CPU = torch.device("cpu")
@@ -100,3 +100,42 @@ def test_too_small_a_disk_is_refused_before_writing(
     with pytest.raises(ExportError, match=r"needs [\d,]+ bytes, and 1,000 are free"):
         check_disk(tiny_base, target, "bfloat16")
     assert not target.exists()
+
+
+def test_too_little_memory_for_the_comparison_is_refused(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_memory(tiny_base, "float32")
+    monkeypatch.setattr("finetune.export.merge.count_parameters", lambda _: 10**13)
+    with pytest.raises(ExportError, match=r"the comparison in float32 needs 40,000,000,000,000 bytes of memory"):
+        check_memory(tiny_base, "float32")
+
+
+def test_shards_are_those_of_the_index_and_merge_as_one_file_does(untied_base: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(untied_base, tmp_path / "adapter")
+    sharded = tmp_path / "sharded"
+    load_base(untied_base, None, torch.bfloat16, CPU).save_pretrained(sharded, max_shard_size="20KB")
+    config = read_json(sharded / "config.json")
+    write_json(sharded / "config.json", {**config, "auto_map": {"AutoModel": "evil.Model"}})
+    # A file that some repositories keep beside the shards: the same weights under other names.
+    shutil.copyfile(untied_base / "model.safetensors", sharded / "consolidated.safetensors")
+    assert len(shards_of(sharded)) > 1
+    assert count_parameters(sharded) == count_parameters(untied_base)
+    for base, name in ((untied_base, "one"), (sharded, "many")):
+        (tmp_path / name).mkdir()
+        merge_shards(base, adapter, tmp_path / name, "bfloat16")
+    many, info = AutoModelForCausalLM.from_pretrained(tmp_path / "many", dtype=torch.float32, output_loading_info=True)
+    check_reload(info, tmp_path / "many")
+    one = AutoModelForCausalLM.from_pretrained(tmp_path / "one", dtype=torch.float32)
+    assert torch.equal(logits(many), logits(one))
+    assert not (tmp_path / "many/consolidated.safetensors").exists()
+    assert "auto_map" not in read_json(tmp_path / "many/config.json")
+
+
+def test_a_weight_that_is_missing_on_reload_is_an_error(tmp_path: Path) -> None:
+    check_reload({"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}, tmp_path)
+    with pytest.raises(ExportError, match=r"does not load strictly: \{'missing_keys': \['lm_head\.weight'\]\}"):
+        check_reload({"missing_keys": {"lm_head.weight"}, "unexpected_keys": set()}, tmp_path)
+
+
+def test_a_base_without_weights_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"no model\.safetensors, nor an index of shards"):
+        shards_of(tmp_path)

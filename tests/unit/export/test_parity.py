@@ -5,10 +5,15 @@ import llama_cpp
 import pytest
 import tiny_gguf
 
+from finetune.chat_template import SERVING_TEMPLATE, read_template
+from finetune.data.chat import flatten
+from finetune.data.chat import render as render_as_trained
+from finetune.data.record import Message, make_record
+from finetune.data.tokenizer_files import load_chat
 from finetune.errors import DataError, ExportError
 from finetune.export.gguf_vocab import GgufFacts, ends_generation, open_vocab, read_facts
-from finetune.export.parity import ParityReport, Trained, compare_prompts, read_template, read_trained, require_parity
-from finetune.export.parity_chats import parity_chats
+from finetune.export.parity import ParityReport, Trained, compare_prompts, read_trained, require_parity
+from finetune.export.parity_chats import ParityChat, parity_chats
 from finetune.export.template import derive_template, go_template
 from finetune.tools import GOTEMPLATE, tool_path
 
@@ -30,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(made: Path, add_bos: bool) -> tuple[Trained, llama_cpp.Llama, GgufFacts, str]:
     gguf = made / f"add_bos_{add_bos}.gguf"
     vocab = open_vocab(gguf)
-    linear = derive_template(read_template(made / "tokenizer", "chat_template.jinja"))
+    linear = derive_template(read_template(made / "tokenizer", SERVING_TEMPLATE))
     return read_trained(made / "tokenizer"), vocab, read_facts(vocab, gguf), go_template(linear, add_bos=add_bos)
 
 
@@ -68,6 +73,17 @@ def test_trained_ids_begin_with_one_bos_and_know_the_markers(made: Path) -> None
     text, ids = trained.prompt(parity_chats(ROLES, "")[-1])
     assert text.startswith("<s><|user|>\nLundi ?\n<|assistant|>\n<tool_call>")
     assert (ids[0], ids[1], ids.count(0)) == (0, 4, 1)
+
+
+def test_the_gates_trained_prompt_is_rendered_by_the_code_that_trains(tmp_path: Path) -> None:
+    seen = "{{ pad_token }}{{ tools is defined }}{{ documents is defined }}{{ unk_token is defined }}"
+    tiny_gguf.write_tokenizer(tmp_path / "tokenizer", tiny_gguf.train_tokenizer(), SMOKE + seen)
+    question = make_record(source="s", messages=(Message("user", "Hello"),))
+    chat = load_chat(tmp_path / "tokenizer")
+    trained = render_as_trained(chat.template, flatten(question), "here", add_generation_prompt=True).text
+    text, ids = read_trained(tmp_path / "tokenizer").prompt(ParityChat("plain", tuple(flatten(question))))
+    assert text == trained == "<s><|user|>\nHello\n<|assistant|>\n<pad>TrueTrueFalse"
+    assert ids == chat.tokenizer.encode(trained, add_special_tokens=False).ids
 
 
 def test_gate_fails_when_the_go_template_lacks_a_newline(made: Path) -> None:

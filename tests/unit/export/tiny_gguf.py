@@ -9,7 +9,8 @@ import numpy as np
 from gguf import GGUFWriter, TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from finetune.export.converter import LLAMA3_PATTERN
+from finetune.chat_template import SERVING_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, TRAINING_TEMPLATE, serving_form
+from finetune.pretokenizer import LLAMA3_PATTERN
 
 SPECIALS = ["<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
 CORPUS = ["Bonjour, l'atelier ouvre à 9 h. Hello there, what are your hours? 2026-11-20\n\n  def f(x): return x"] * 4
@@ -35,13 +36,11 @@ def train_tokenizer() -> Tokenizer:
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, template: str) -> None:
     folder.mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(
-        template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", ""), encoding="utf-8"
-    )
-    (folder / "training_template.jinja").write_text(template, encoding="utf-8")
-    config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    tokenizer.save(str(folder / TOKENIZER))
+    (folder / SERVING_TEMPLATE).write_text(serving_form(template), encoding="utf-8")
+    (folder / TRAINING_TEMPLATE).write_text(template, encoding="utf-8")
+    config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": "<pad>"}
+    (folder / TOKENIZER_CONFIG).write_text(json.dumps(config), encoding="utf-8")
 
 
 def _weights(answer: int, end: int, vocab_size: int) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from finetune.data.record import Record
+from finetune.data.splits import answers
 from finetune.errors import DataError
 from finetune.io import read_json, read_jsonl, read_parquet, sha256_tree
 from finetune.params import load_params
@@ -81,7 +82,18 @@ def test_splits_hold_each_row_once_and_packing_loses_no_trained_token(smoke):
     rows = {name: read_parquet(smoke / f"split/{name}.parquet") for name in ("train", "validation", "test")}
     tokens = read_parquet(smoke / "tokens/tokens.parquet")
     ids = [row["id"] for part in rows.values() for row in part]
-    assert sorted(ids) == sorted(row["id"] for row in tokens)
+    numbers = read_json(smoke / "split.json")
+    lost = numbers["splits"]["left_out"]["rows"]
+    assert len(set(ids)) == len(ids) == len(tokens) - lost
+    assert set(ids) < {row["id"] for row in tokens}
+    assert numbers["rows"] == len(tokens)
+    by_split = numbers["left_out"]["answer_in_train"]
+    assert sum(sum(by_source.values()) for by_source in by_split.values()) == lost > 0
+    assert by_split["test"]["chat_fr"] > 0
+    plot = (smoke / "split.csv").read_text(encoding="utf-8").splitlines()
+    assert sum(int(line.split(",")[2]) for line in plot if line.split(",")[1] == "left_out") == lost
+    learned = {answer for row in rows["train"] for answer in answers(row)}
+    assert not any(answers(row) & learned for name in ("validation", "test") for row in rows[name])
     groups = Counter(group for part in rows.values() for group in {row["group"] for row in part})
     assert set(groups.values()) == {1}
     packed = read_parquet(smoke / "split/packed.parquet")

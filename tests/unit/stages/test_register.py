@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,7 @@ def test_the_version_names_what_it_was_made_of(outputs: list[Path]) -> None:
     assert (tags["git.commit"], tags["container_image"]) == ("none", "image@sha256:12")
     assert tags["package.mlflow"] == mlflow.__version__
     assert "| 9.000 | 3.000 | 0.333 |" in only_version().description
+    assert "(licences: MIT)" in only_version().description
 
 
 def test_the_trained_run_is_completed_not_doubled(outputs: list[Path]) -> None:
@@ -211,6 +213,33 @@ def test_changed_content_is_a_second_version(outputs: list[Path], tmp_path: Path
     register(argv, model_name="changing", mode="reference")
     version = mlflow.MlflowClient().get_model_version_by_alias("changing", "challenger")
     assert str(version.version) == "2"
+
+
+def git(root: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", "-C", str(root), *identity, *arguments], check=True, capture_output=True)
+
+
+def test_a_version_from_changed_files_gets_the_clean_commit_and_keeps_it(
+    outputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(outputs[4].parent, tmp_path / "clone"))
+    argv = [root / path.relative_to(outputs[4].parent) for path in outputs]
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    git(root, "init", "-q")
+    write_text(root / ".gitignore", "*\n!code.py\n")
+    write_text(root / "code.py", "1\n")
+    seen = []
+    for commands in ((), (("add", "."), ("commit", "-qm", "x")), ()):
+        for command in commands:
+            git(root, *command)
+        register(argv, model_name="sourced", mode="reference")
+        version = mlflow.MlflowClient().get_model_version_by_alias("sourced", "challenger")
+        seen.append((str(version.version), version.tags["git.dirty"], "had changes" in version.description))
+        write_text(root / "code.py", f"{len(seen)}\n")
+    assert seen == [("1", "true", True), ("1", "false", False), ("1", "false", False)]
+    assert len(version.tags["git.commit"]) == 40
+    assert version.tags["git.commit"] in version.description
 
 
 def test_a_missing_figure_names_its_stage(outputs: list[Path], tmp_path: Path) -> None:

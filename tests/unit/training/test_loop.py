@@ -132,17 +132,58 @@ def test_rows_without_a_trained_token_are_refused(tiny_base: Path, tiny_tokenize
         )
 
 
-def test_packed_documents_do_not_see_each_other(tiny_base: Path, tiny_tokenizer: Any) -> None:
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_packed_documents_do_not_see_each_other(
+    accumulation: int, tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """One step through the real trainer on unequal documents, packed together or alone: the same loss."""
+    first, second, third = [1, 3, 4, 5, 2], [1, 9, 10, 11, 12, 13, 2], [1, *range(3, 20), 2]
+    use = settings(
+        epochs=1,
+        micro_batch_rows=1 if accumulation == 2 else 2,
+        gradient_accumulation_steps=accumulation,
+        lora=Lora(rank=4, alpha=8, dropout=0.0, use_dora=False, use_rslora=False, target_modules=TARGETS),
+    )
+    losses = []
+    for name, packs in (("packed", [[first, second], [third]]), ("alone", [[first], [second], [third]])):
+        rows = [
+            {
+                "input_ids": [token for ids in pack for token in ids],
+                "labels": [label for ids in pack for label in (-100, *ids[1:])],
+                "seq_lengths": [len(ids) for ids in pack],
+            }
+            for pack in packs
+        ]
+        batch = (
+            use.model_copy(update={"micro_batch_rows": 3, "gradient_accumulation_steps": 1}) if name == "alone" else use
+        )
+        make_deterministic(3, 1)
+        model = add_adapter(load_base(tiny_base, None, torch.float32, CPU), batch.lora)
+        entries = loop.train(
+            model,
+            tiny_tokenizer,
+            rows,
+            batch,
+            seed=3,
+            folder=tmp_path / name,
+            validate=lambda model: 0.0,
+            mirror=lambda step, metrics: None,
+        )
+        losses.append(entries[0]["train_loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
-    model = load_base(tiny_base, None, torch.float32, CPU).eval()
-    first, second = [1, 3, 4, 5, 2], [1, 9, 10, 11, 12, 2]
-    row = {"input_ids": first + second, "labels": first + second, "seq_lengths": [5, 6]}
-    batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([row])
-    with torch.inference_mode():
-        packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0, 5:]
-        alone = model(input_ids=torch.tensor([second])).logits[0]
-    assert float((packed - alone).abs().max()) < 1e-5
-    with torch.inference_mode():
-        mixed = model(input_ids=torch.tensor([first + second])).logits[0, 5:]
-    assert float((mixed - alone).abs().max()) > 1e-3
+
+def test_the_last_step_and_every_validation_are_logged_at_any_cadence(
+    tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    use = settings(log_every_steps=50, evaluate_every_steps=4)
+    entries = train(tiny_base, tiny_tokenizer, tmp_path / "run", tmp_path / "adapter", use)
+    assert [(entry["step"], entry["validation_loss"]) for entry in entries] == [(4, 1.5), (8, 1.5), (10, 1.5)]
+
+
+def test_a_layer_that_a_merge_could_not_change_alone_is_refused(tiny_base: Path) -> None:
+    lora = Lora(rank=4, alpha=8, dropout=0.0, use_dora=False, use_rslora=False, target_modules=["q_proj", "lm_head"])
+    with pytest.raises(
+        DataError, match=r"no linear layer to adapt named lm_head(.|\n)*choose among: down_proj, gate_proj"
+    ):
+        add_adapter(load_base(tiny_base, None, torch.float32, CPU), lora)

@@ -1,16 +1,25 @@
+import json
 from pathlib import Path
 
 import pytest
+from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from finetune.chat_template import (
+    Rendered,
+    compile_template,
+    has_generation_tags,
+    read_template,
+    serving_form,
+    special_tokens,
+)
 from finetune.data.bpe import train
 from finetune.data.chat import encode
-from finetune.data.template import Rendered, compile_template, has_generation_tags, render, serving_form
 from finetune.data_sections import TrainTokenizer
 from finetune.errors import DataError
 
-SMOKE = Path(__file__).parents[3] / "recipes" / "smoke" / "chat_template.jinja"
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke" / "chat_template.jinja"
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 TURNS = [
     {"role": "system", "content": 'Sois bref <b> & "poli".'},
@@ -22,7 +31,7 @@ TURNS = [
 
 
 def rendered(source, turns=TURNS, *, prompt=False):
-    return render(compile_template(source, "t.jinja"), turns, TOKENS, add_generation_prompt=prompt)
+    return compile_template(source, TOKENS, "t.jinja").render(turns, add_generation_prompt=prompt)
 
 
 def test_the_spans_are_what_the_generation_blocks_print():
@@ -57,15 +66,37 @@ def test_text_is_not_escaped_and_noncharacters_in_it_are_not_mistaken_for_marks(
     assert result.spans == ((0, 37),)
 
 
-def test_faults_of_a_template_are_data_errors():
+def test_faults_of_a_template_tell_what_is_wrong():
     with pytest.raises(DataError, match=r"not valid Jinja: .*\n  where:  t.jinja:2"):
         rendered("{{ bos_token }}\n{% for %}")
-    with pytest.raises(DataError, match="refuses a conversation: only one turn"):
-        rendered("{{ raise_exception('only one turn') }}")
-    with pytest.raises(DataError, match="'strftime_now' is undefined"):
+    with pytest.raises(DataError, match="writes today's date"):
         rendered("{{ strftime_now('%Y') }}")
-    with pytest.raises(DataError, match="is unsafe"):
+    with pytest.raises(TemplateError, match="only one turn"):
+        rendered("{{ raise_exception('only one turn') }}")
+    with pytest.raises(TemplateError, match="is unsafe"):
         rendered("{{ messages.append(1) }}")
+    with pytest.raises(TemplateError, match="'NoneType' object is not iterable"):
+        rendered("{% for tool in tools %}{% endfor %}")
+
+
+VARIABLES = (
+    "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token }}{{ cls_token is defined }}"
+    "{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}{{ messages | length }}"
+)
+
+
+def test_a_template_sees_the_variables_that_transformers_gives(tmp_path):
+    config = {**TOKENS, "unk_token": {"content": "<pad>", "lstrip": False}, "cls_token": None, "model_max_length": 8}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "training_template.jinja").write_text(VARIABLES, encoding="utf-8")
+    assert special_tokens(tmp_path) == {**TOKENS, "unk_token": "<pad>"}
+    theirs = PreTrainedTokenizerFast(tokenizer_object=smoke_tokenizer(), **TOKENS, unk_token="<pad>")
+    expected = "<s></s><pad><pad>FalseTrueTrueTrue5"
+    ours = read_template(tmp_path, "training_template.jinja").render(TURNS, add_generation_prompt=True)
+    assert ours == Rendered(expected, ())
+    assert expected == theirs.apply_chat_template(
+        TURNS, chat_template=VARIABLES, add_generation_prompt=True, tokenize=False
+    )
 
 
 def smoke_tokenizer() -> Tokenizer:

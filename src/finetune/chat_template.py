@@ -1,0 +1,173 @@
+"""A chat template in Jinja and messages -> the prompt's text, and the spans of it that the model is trained to write.
+
+Training and the export's gate both render here, so that what the gate proves is what was trained. The environment and
+the variables are those of transformers 5.23 (apply_chat_template: messages, tools, documents, add_generation_prompt
+and the special tokens map), sandboxed. Form and names: https://huggingface.co/docs/transformers/chat_templating_writing
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import Template, nodes
+from jinja2.exceptions import TemplateError, TemplateRuntimeError, TemplateSyntaxError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from finetune.errors import DataError
+from finetune.io import read_json
+
+# The files of models/tokenizer: its serving template has no generation tags, its training template has them.
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+SERVING_TEMPLATE, TRAINING_TEMPLATE = "chat_template.jinja", "training_template.jinja"
+# transformers' SPECIAL_TOKENS_ATTRIBUTES: the names that its special tokens map may hold.
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
+# Unicode noncharacters: reserved for use inside a program, never for text that programs exchange.
+MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+START, END = "generation_start_mark", "generation_end_mark"
+
+Turn = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A rendered conversation; `spans` are (start, end) in characters of `text`, one for each generation block."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A compiled template and the special tokens map {bos_token, eos_token, ...}, without those there are none of."""
+
+    compiled: Template
+    tokens: Mapping[str, str]
+
+    def render(self, messages: Sequence[Turn], *, add_generation_prompt: bool) -> Rendered:
+        """Render messages {role, content}; raises jinja2.TemplateError where the template refuses them."""
+        content = "".join(message["content"] for message in messages)
+        free = [mark for mark in MARKS if mark not in content]
+        if len(free) < 2:
+            raise DataError("the text holds all 32 noncharacters U+FDD0 to U+FDEF", content[:80], "remove that record")
+        start, end = free[:2]
+        try:
+            marked = self.compiled.render(
+                messages=list(messages),
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **{START: start, END: end},
+                **self.tokens,
+            )
+        except TypeError as fault:
+            # Such as a loop over `tools` that no `if` guards: the template's fault, not ours.
+            raise TemplateRuntimeError(str(fault)) from None
+        return _without_marks(marked, start, end)
+
+
+class GenerationTag(Extension):
+    """`{% generation %}` ... `{% endgeneration %}`: prints its body between two marks.
+
+    The body stays in the template's own scope, so that taking the tags away changes nothing that it prints.
+    """
+
+    tags = {"generation"}  # noqa: RUF012 (the attribute that jinja2 asks for)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Replace the tag by: mark, body, mark."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        start = nodes.Output([nodes.Name(START, "load")], lineno=line)
+        end = nodes.Output([nodes.Name(END, "load")], lineno=line)
+        return [start, *body, end]
+
+
+def compile_template(source: str, tokens: Mapping[str, str], where: object) -> ChatTemplate:
+    """The template of a Jinja text; raises DataError with the line of a syntax error."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _refuse_clock
+    try:
+        return ChatTemplate(environment.from_string(source), tokens)
+    except TemplateSyntaxError as fault:
+        raise DataError(
+            f"the chat template is not valid Jinja: {fault.message}", f"{where}:{fault.lineno}", "mend that line"
+        ) from None
+
+
+def read_template(folder: Path, name: str) -> ChatTemplate:
+    """The template `name` of models/tokenizer with the tokenizer's special tokens; raises DataError without it."""
+    path = folder / name
+    if not path.is_file():
+        raise DataError("file is missing", path, "run `dvc repro tokenizer`")
+    return compile_template(path.read_bytes().decode(), special_tokens(folder), path)
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens map of tokenizer_config.json, without those that are null."""
+    config = read_json(folder / TOKENIZER_CONFIG)
+    found = {name: token_text(config.get(name)) for name in SPECIAL_TOKENS}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def token_text(token: Any) -> str | None:
+    """A special token is spelled as a text, or as {"content": text, ...}."""
+    text = token["content"] if isinstance(token, dict) else token
+    return None if text is None else str(text)
+
+
+def serving_form(source: str) -> str:
+    """The template without generation tags: each becomes an empty comment, which trims white space as the tag did."""
+    return GENERATION_TAG.sub(r"{#\1 \2#}", source)
+
+
+def has_generation_tags(source: str) -> bool:
+    """Whether the template says what is trained."""
+    return GENERATION_TAG.search(source) is not None
+
+
+def _without_marks(marked: str, start: str, end: str) -> Rendered:
+    parts, spans, length = [], [], 0
+    for index, piece in enumerate(marked.split(start)):
+        if index == 0:
+            inside, outside = "", piece
+        else:
+            inside, _, outside = piece.partition(end)
+            spans.append((length, length + len(inside)))
+        parts += [inside, outside]
+        length += len(inside) + len(outside)
+    return Rendered("".join(parts), tuple(spans))
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own `tojson` escapes HTML characters, which would change the text."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _refuse_clock(form: str) -> NoReturn:
+    raise DataError(
+        f"the chat template writes today's date (strftime_now({form!r})): the prompt changes after training",
+        "tokenizer.chat_template",
+        "write a fixed date in the template, or none",
+    )

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.errors import DataError, DeviceError
+from finetune.io import sha256_file, write_json
+from finetune.sections import Quantization, TrainQlora
+from finetune.training.device import check_hardware
+from finetune.training.model import four_bit_layers, load_base, locate_base, verify_base
+
+CPU = torch.device("cpu")
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub_base(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """models/base of a Hub model whose files lie in a Hub cache, as fetch leaves them."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    snapshot = tmp_path / "cache/models--someone--tiny/snapshots" / REVISION
+    snapshot.mkdir(parents=True)
+    names = ("config.json", "model.safetensors", "generation_config.json")
+    for name in names:
+        shutil.copyfile(tiny_base / name, snapshot / name)
+    files = [{"path": name, "sha256": sha256_file(snapshot / name), "size_bytes": 1} for name in names]
+    base = tmp_path / "base"
+    write_json(base / "base.json", {"kind": "hub", "repo_id": "someone/tiny", "revision": REVISION, "files": files})
+    return base
+
+
+def test_a_hub_base_is_found_verified_and_loaded_in_four_bit(hub_base: Path) -> None:
+    assert locate_base(hub_base).name == REVISION
+    verify_base(hub_base)
+    model = load_base(hub_base, Quantization(format="nf4", double_quantization=False), torch.float32, CPU)
+    assert four_bit_layers(model) == 7
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_changed_weight_in_the_cache_is_found(hub_base: Path) -> None:
+    weights = locate_base(hub_base) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(DataError, match=r"SHA-256 is [0-9a-f]{64}, the manifest says(.|\n)*model\.safetensors"):
+        verify_base(hub_base)
+
+
+def test_a_base_that_left_the_cache_says_how_to_fetch_it(hub_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub_base))
+    with pytest.raises(DataError, match=r"someone/tiny at 0123(.|\n)*dvc repro --force --single-item fetch"):
+        locate_base(hub_base)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("compute_dtype", "bfloat16", "on a CPU only float32 gives the same bytes everywhere"),
+        ("optimizer", "adamw_torch", "optimizer adamw_torch gives other bytes on other CPUs"),
+        ("optimizer", "paged_adamw_8bit", "or needs a CUDA device"),
+    ],
+)
+def test_what_a_cpu_cannot_do_exactly_is_refused(key: str, value: str, message: str) -> None:
+    settings = TrainQlora.model_construct(compute_dtype="float32", optimizer="adamw_torch_fused")
+    check_hardware(settings, CPU)
+    with pytest.raises(DeviceError, match=message):
+        check_hardware(settings.model_copy(update={key: value}), CPU)
