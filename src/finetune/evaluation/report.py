@@ -10,6 +10,17 @@ from transformers import PreTrainedTokenizerBase
 from finetune.evaluation.generation import prompt_ids, reference_answer
 from finetune.evaluation.perplexity import Score
 
+# llama.cpp is compiled on each machine, by its compiler and against its libm: the digits behind these differ.
+LLAMA_DECIMALS = {"perplexity": 4, "perplexity_ratio": 5, "mean_kl": 6}
+
+
+def quantised_figures(measured: Mapping[str, float], merged_perplexity: float) -> dict[str, float]:
+    """One type's figures with its perplexity as a ratio to the merged model's, to the decimals that hold everywhere."""
+    figures = {**measured, "perplexity_ratio": measured["perplexity"] / merged_perplexity}
+    return {
+        key: round(value, LLAMA_DECIMALS[key]) if key in LLAMA_DECIMALS else value for key, value in figures.items()
+    }
+
 
 def side_by_side(base: Mapping[str, Score], tuned: Mapping[str, Score]) -> dict[str, Any]:
     """Base beside tuned, over all rows and by source; `perplexity_ratio` is tuned over base."""

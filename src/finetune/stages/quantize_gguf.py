@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from finetune.evaluation import report
 from finetune.evaluation.perplexity import measure_beside, model_logits
 from finetune.export import gguf
 from finetune.export.merge import count_parameters
@@ -67,11 +68,8 @@ def _measure(merged: Path, files: dict[str, Path], split: Path, threads: int) ->
         name: {"size_bytes": file.stat().st_size, "tensor_types": gguf.tensor_types(file)}
         for name, file in files.items()
     }
-    ratios = {name: {"perplexity_ratio": each["perplexity"] / whole["perplexity"]} for name, each in types.items()}
-    return {
-        "merged_perplexity": whole["perplexity"],
-        "types": {name: types[name] | ratios[name] | made[name] for name in files},
-    }
+    figures = {name: report.quantised_figures(each, whole["perplexity"]) for name, each in types.items()}
+    return {"merged_perplexity": whole["perplexity"], "types": {name: figures[name] | made[name] for name in files}}
 
 
 if __name__ == "__main__":
