@@ -1,7 +1,7 @@
 # Everything a person types here; `make` alone lists it. Settings: PYTHON, TORCH, NAME (below), and the environment.
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup repro register recipe summary plots chat mlflow test gpu-test lint format image clean-tools
+.PHONY: help setup repro register recipe pin summary plots chat mlflow test gpu-test lint format image clean-tools
 
 # Used when .venv is made. TORCH=cpu takes PyTorch's CPU build; empty takes pip's choice (CUDA 13.0 on Linux).
 PYTHON ?= python3
@@ -42,6 +42,9 @@ register: setup ## run the register stage again, also when nothing changed (a ne
 recipe: setup ## check recipes/NAME/params.yaml and copy it over params.yaml (NAME=smoke)
 	@test -n "$(NAME)" || { echo "recipe: name one: make recipe NAME=smoke" >&2; ls -d recipes/*/ >&2; exit 1; }
 	@python -m finetune.recipes "$(NAME)"
+
+pin: setup ## write the commits that branches stand for into a recipe (NAME=x, or params.yaml; UPDATE=1: newest of main)
+	@python -m finetune.pin $(if $(NAME),"$(NAME)") $(if $(UPDATE),--update)
 
 summary: setup ## show what the last run made, with paths and figures
 	@python -m finetune.summary

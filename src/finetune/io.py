@@ -110,6 +110,15 @@ def write_csv(target: Path, columns: Sequence[str], rows: Iterable[Sequence[obje
     write_text(target, text.getvalue())
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV with a header, such as a DVC plot; raises DataError when the file is missing."""
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            return list(csv.DictReader(handle))
+    except FileNotFoundError:
+        raise DataError("file is missing", path, "run `dvc repro`, which makes it") from None
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()

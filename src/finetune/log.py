@@ -30,6 +30,12 @@ def progress_bar(total: int | None, done: int, unit: str, label: str) -> tqdm[An
     return tqdm(total=total, initial=done, unit=unit, desc=label, mininterval=interval_s, file=sys.stderr)
 
 
+def transfer_bar(**settings: Any) -> tqdm[Any]:
+    """A bar of a transfer in bytes with its rate, shown after two seconds, and drawn as often as the one above."""
+    interval_s = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(**settings, delay=2, mininterval=interval_s, file=sys.stderr)
+
+
 def progress(items: Iterable[Item], total: int | None, unit: str, label: str) -> Iterator[Item]:
     """Iterate with such a bar."""
     with progress_bar(total, 0, unit, label) as bar:

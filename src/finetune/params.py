@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from finetune.data_sections import Clean, Fetch, KeepTokenizer, Split, Tokenize, TrainTokenizer
+from finetune.data_sections import Clean, ExtendTokenizer, Fetch, KeepTokenizer, Split, Tokenize, TrainTokenizer
 from finetune.errors import ParamsError
 from finetune.sections import (
     Base,
@@ -38,7 +38,7 @@ class Params(Section):
     cpu_threads: Positive
     fetch: Fetch
     clean: Clean
-    tokenizer: Annotated[KeepTokenizer | TrainTokenizer, Field(discriminator="strategy")]
+    tokenizer: Annotated[KeepTokenizer | ExtendTokenizer | TrainTokenizer, Field(discriminator="strategy")]
     base: Base
     tokenize: Tokenize
     split: Split
@@ -64,9 +64,9 @@ class Params(Section):
             )
         if not hub and self.tokenizer.strategy != "train":
             yield "tokenizer.strategy must be train for a scratch base, which has no tokenizer to keep"
-        if hub and self.tokenizer.strategy != "keep":
+        if hub and self.tokenizer.strategy == "train":
             yield (
-                "tokenizer.strategy must be keep for a hub base: the ids of a new vocabulary would pick "
+                "tokenizer.strategy must be keep or extend for a hub base: the ids of a new vocabulary would pick "
                 "the pre-trained embeddings of other tokens"
             )
         if self.split.pack_tokens < self.tokenize.max_tokens:
@@ -74,6 +74,7 @@ class Params(Section):
                 f"split.pack_tokens ({self.split.pack_tokens}) must be at least "
                 f"tokenize.max_tokens ({self.tokenize.max_tokens})"
             )
+        yield from self._unnamed_sources()
         made = [entry.type for entry in self.quantize_gguf.types]
         if self.ollama_modelfile.quantization not in made:
             yield (
@@ -82,6 +83,21 @@ class Params(Section):
             )
         if self.base.scratch is not None:
             yield from self._longer_than(self.base.scratch)
+
+    def _unnamed_sources(self) -> Iterator[str]:
+        training = set(self.fetch.names("training"))
+        if self.split.mix is not None and set(self.split.mix.shares) != training:
+            yield (
+                f"split.mix.shares must name the training sources ({', '.join(sorted(training))}), "
+                f"it names {', '.join(sorted(self.split.mix.shares))}"
+            )
+        corpus = self.tokenizer.corpus if isinstance(self.tokenizer, TrainTokenizer) else None
+        texts = training | set(self.fetch.names("tokenizer"))
+        if corpus is not None and not set(corpus) <= texts:
+            yield (
+                f"tokenizer.corpus names {', '.join(sorted(set(corpus) - texts))}, which no source for training or "
+                f"tokenizer is called; there are: {', '.join(sorted(texts))}"
+            )
 
     def _longer_than(self, shape: ScratchModel) -> Iterator[str]:
         lengths = {
@@ -114,8 +130,11 @@ def load_params(path: Path) -> Params:
 
 
 def section(params: Params, name: str) -> Any:
-    """The value of one top-level key of params.yaml."""
-    return params.registration if name == "register" else getattr(params, name)
+    """The value of a key of params.yaml: `split` for a section, `split.test_share` for one of its values."""
+    value: Any = params
+    for part in name.split("."):
+        value = value.registration if part == "register" else getattr(value, part)
+    return value
 
 
 def _describe(error: Any) -> str:

@@ -9,3 +9,13 @@ LLAMA3_PATTERN = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def byte_characters() -> list[str]:
+    """The character that stands for each of the 256 bytes in a byte-level vocabulary, as GPT-2 chose them.
+
+    A byte that prints stands for itself; the others, in order, are the characters from U+0100 on.
+    """
+    printing = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in printing]
+    return [chr(byte) if byte in printing else chr(256 + others.index(byte)) for byte in range(256)]

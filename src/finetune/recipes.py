@@ -22,9 +22,7 @@ def names() -> list[str]:
 def use(name: str) -> None:
     """Check a recipe and copy it over params.yaml; raises ParamsError for an unknown or invalid one."""
     if name not in names():
-        raise ParamsError(
-            f"there is no recipe {name!r}", RECIPES, f"make recipe NAME={names()[0]} (of {', '.join(names())})"
-        )
+        raise ParamsError(f"there is no recipe {name!r}", RECIPES, f"make recipe NAME=smoke (of {', '.join(names())})")
     source = RECIPES / name / "params.yaml"
     recipe = load_params(source).recipe
     if recipe != name:

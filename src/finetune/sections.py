@@ -5,17 +5,29 @@ No section has a default: what a run does is what params.yaml says. Imports no t
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 BlockMultiple = Annotated[int, Field(ge=256, multiple_of=256)]
 QuantizationType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M"]
+
+
+def _is_commit(revision: str) -> str:
+    if re.fullmatch(r"[0-9a-f]{40}", revision) is None:
+        raise ValueError(
+            "a commit has 40 hex digits; `make pin NAME=<recipe>` (or `make pin` for params.yaml) writes the one that "
+            f"a branch or tag stands for; got {revision!r}"
+        )
+    return revision
+
+
+Revision = Annotated[str, AfterValidator(_is_commit)]
 
 
 class Section(BaseModel):

@@ -39,6 +39,10 @@ def _data_rows(root: Path, metrics: Mapping[str, float]) -> Iterator[tuple[str, 
     names = ("train", "validation", "test")
     sizes = "/".join(f"{figure(metrics, f'split.splits.{name}.rows'):.0f}" for name in names)
     tokens = figure(metrics, "split.splits.train.trained_tokens")
+    lost = rows_in - kept
+    yield _row(
+        root, "data page", "data/report/index.html", f"why {lost:.0f} rows were lost, the mix, 20 masks in colour"
+    )
     yield _row(root, "split", "data/split", f"{sizes} rows {'/'.join(names)}, {tokens:.0f} trained tokens")
 
 

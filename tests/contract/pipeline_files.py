@@ -21,6 +21,8 @@ EXEMPT = {
     "finetune.params",
     "finetune.sections",
     "finetune.data_sections",
+    "finetune.mix_sections",
+    "finetune.source_sections",
     # MLflow mirrors results and makes none, but for the stage that registers them.
     "finetune.tracking",
     "finetune.lineage",

@@ -1,4 +1,4 @@
-"""metrics/*.json, benchmarks/pipeline_cost.json -> the lines of the table of numbers, as each README shows them."""
+"""metrics/*.json, benchmarks/*.json -> the lines of the table of numbers, as each README shows them."""
 
 from __future__ import annotations
 
@@ -14,28 +14,46 @@ TABLE = {
     "README.md": """\
 | measured | value | from |
 |---|---|---|
-| rows read = kept + dropped by a rule + duplicates + quarantined | {rows} = {kept} + {dropped} + {twice} + {held} | C |
+| rows read = kept + dropped by a rule + duplicates + near-duplicates + quarantined | \
+{rows} = {kept} + {dropped} + {twice} + {near} + {held} | C |
 | perplexity of held-out answers ({tokens} tokens), base → tuned | {base} → {tuned} (× {ratio}) | E |
 | next token right, base → tuned | {base_right}% → {tuned_right}% | E |
 | merged model beside base + adapter | largest logit difference {difference} | M |
 | GGUF {type} | {size} MiB, perplexity × {loss} of merged, same first choice {same}% | Q |
 | prompts served as trained | {alike} of {chats} chats | O |
 | the whole pipeline, after set-up | {wall} s on {cores} cores, largest process {peak} GiB | B |
+| {prepare_mb} MB of chat to packed rows, beside TRL (equal ids and masks) | {trl}× its speed, {trl_two}× with two \
+processes | P |
+| {dedup_mb} MB cleaned of near-duplicates, beside datatrove's MinHash | {datatrove}× its speed, {datatrove_split}× \
+where it splits words at blanks; recall {recall}, precision {precision} | D |
+| a BPE of 32,000 tokens from {bpe_mb} MB, beside tokenizers (equal merges) | {bpe}× its speed | T |
+| {corpus_mb} MB of chat through clean, tokenizer, tokenize and split | largest process {corpus_peak} GiB | Y |
 """,
     "README.fr.md": """\
 | mesure | valeur | source |
 |---|---|---|
-| lignes lues = gardées + écartées par une règle + doublons + quarantaine | \
-{rows} = {kept} + {dropped} + {twice} + {held} | C |
+| lignes lues = gardées + écartées par une règle + doublons + quasi-doublons + quarantaine | \
+{rows} = {kept} + {dropped} + {twice} + {near} + {held} | C |
 | perplexité des réponses de test ({tokens}\xa0tokens), base → affiné | {base} → {tuned} (× {ratio}) | E |
 | token suivant juste, base → affiné | {base_right}\xa0% → {tuned_right}\xa0% | E |
 | modèle fusionné face à base + adaptateur | écart de logits maximal {difference} | M |
 | GGUF {type} | {size}\xa0Mio, perplexité × {loss} du fusionné, même premier choix {same}\xa0% | Q |
 | prompts servis comme à l’entraînement | {alike} conversations sur {chats} | O |
 | tout le pipeline, installation exceptée | {wall}\xa0s sur {cores}\xa0cœurs, plus gros processus {peak}\xa0Gio | B |
+| {prepare_mb}\xa0Mo de conversations en lignes prêtes, face à TRL (mêmes ids et masques) | {trl} fois sa vitesse, \
+{trl_two} fois avec deux processus | P |
+| {dedup_mb}\xa0Mo nettoyés de leurs quasi-doublons, face au MinHash de datatrove | {datatrove} fois sa vitesse, \
+{datatrove_split} fois s’il coupe les mots aux blancs ; rappel {recall}, précision {precision} | D |
+| un BPE de 32 000 tokens appris sur {bpe_mb}\xa0Mo, face à tokenizers (mêmes fusions) | {bpe} fois sa vitesse | T |
+| {corpus_mb}\xa0Mo de conversations par clean, tokenizer, tokenize et split | plus gros processus \
+{corpus_peak}\xa0Gio | Y |
 """,
 }
-SOURCES = {"C": "clean", "E": "evaluate", "M": "merge", "Q": "quantize_gguf", "O": "ollama_modelfile"}
+SOURCES = {
+    **{"C": "metrics/clean", "E": "metrics/evaluate", "M": "metrics/merge", "Q": "metrics/quantize_gguf"},
+    **{"O": "metrics/ollama_modelfile", "B": "benchmarks/pipeline_cost", "P": "benchmarks/prepare_rows"},
+    **{"D": "benchmarks/clean_dedup", "T": "benchmarks/bpe_train", "Y": "benchmarks/data_memory"},
+}
 
 
 def loaded(name: str) -> Any:
@@ -48,6 +66,7 @@ def figures() -> dict[str, str]:
     base, tuned = evaluated["base"], evaluated["tuned"]
     return {
         **{"rows": f"{clean['rows_in']:,}", "kept": f"{clean['kept']:,}", "twice": f"{clean['duplicates']:,}"},
+        "near": f"{clean['near_duplicates']:,}",
         **{"dropped": f"{sum(clean['dropped'].values()):,}", "held": f"{sum(clean['quarantined'].values()):,}"},
         **{"base": f"{base['perplexity']:.2f}", "tuned": f"{tuned['perplexity']:.2f}", "tokens": f"{base['tokens']:,}"},
         **{"base_right": f"{base['token_accuracy']:.1%}"[:-1], "tuned_right": f"{tuned['token_accuracy']:.1%}"[:-1]},
@@ -56,6 +75,25 @@ def figures() -> dict[str, str]:
         "chats": f"{served['chats']:,}",
         "alike": f"{round(served['parity'] * served['chats']):,}",
         **{"wall": f"{cost['wall_s']:.0f}", "cores": f"{cost['cores']}", "peak": f"{cost['peak_rss_gib']:.2f}"},
+        **data_figures(),
+    }
+
+
+def data_figures() -> dict[str, str]:
+    prepared, deduped = loaded("benchmarks/prepare_rows.json"), loaded("benchmarks/clean_dedup.json")
+    learned, large = loaded("benchmarks/bpe_train.json"), loaded("benchmarks/data_memory.json")
+    wall_s = learned["median_wall_s"]
+    return {
+        "prepare_mb": f"{prepared['corpus_bytes'] / 1e6:,.0f}",
+        **{"trl": f"{prepared['times_trl']:.1f}", "trl_two": f"{prepared['times_trl_num_proc_2']:.1f}"},
+        "dedup_mb": f"{deduped['size_mb']:,.0f}",
+        "datatrove": f"{deduped['datatrove_default_words']['ratio']:.1f}",
+        "datatrove_split": f"{deduped['datatrove_split_words']['ratio']:.1f}",
+        **{name: f"{deduped['ours'][name]:.3f}" for name in ("recall", "precision")},
+        "bpe_mb": f"{learned['bounded'][0]['learned_bytes'] / 1e6:,.0f}",
+        "bpe": f"{wall_s['tokenizers'] / wall_s['finetune']:.1f}",
+        "corpus_mb": f"{large['size_mb']:,.0f}",
+        "corpus_peak": f"{max(stage['peak_process_gib'] for stage in large['stages'].values()):.2f}",
     }
 
 
@@ -70,9 +108,8 @@ def expected_table(page: str) -> str:
     once, lines = figures(), []
     for line in TABLE[page].splitlines():
         head, _, source = line.removesuffix(" |").rpartition(" ")
-        if source in {*SOURCES, "B"}:
-            file = f"metrics/{SOURCES[source]}.json" if source in SOURCES else "benchmarks/pipeline_cost.json"
-            line = f"{head} `{file}` |"
+        if source in SOURCES:
+            line = f"{head} `{SOURCES[source]}.json` |"
         for values in list(figures_by_type()) if "{type}" in line else [once]:
             lines.append(line.format_map(french(values) if page == "README.fr.md" else values))
     return "\n".join(lines) + "\n"

@@ -27,6 +27,7 @@ PAGES = (
 PROVEN_BY = {
     "chat": "test_documented_commands_run",
     "recipe": "test_documented_commands_run",
+    "pin": "test_recipe_ends_with_a_modelfile_and_a_registered_version",
     "repro": "test_the_committed_bytes_come_out_again",
     "summary": "test_the_summary_ends_with_the_command_to_type",
     "plots": "test_plots_are_drawn",
@@ -52,6 +53,16 @@ NOT_HERE = (
 )
 
 
+def named_by_recipes() -> set[str]:
+    """What a recipe reads: repositories of the Hub, and files that a user brings."""
+    names: set[str] = set()
+    for file in ROOT.glob("recipes/*/params.yaml"):
+        fetch = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))["fetch"]
+        for origin in (fetch["base_model"], *(source["origin"] for source in fetch["sources"])):
+            names.add(origin["repo_id"] if "repo_id" in origin else f"{fetch['local_dir']}/{origin.get('files')}")
+    return names
+
+
 def read(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
@@ -66,11 +77,11 @@ def test_the_table_of_numbers_is_what_was_measured(page: str) -> None:
 
 
 def fences(page: str, language: str) -> str:
-    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", read(page), re.MULTILINE | re.DOTALL))
+    return "\n".join(re.findall(rf"^ *```{language}\n(.*?)^ *```", read(page), re.MULTILINE | re.DOTALL))
 
 
 def spans(page: str) -> list[str]:
-    prose = re.sub(r"^```.*?^```", "", read(page), flags=re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^ *```.*?^ *```", "", read(page), flags=re.MULTILINE | re.DOTALL)
     return [" ".join(found.split()) for found in re.findall(r"`([^`]+)`", prose)]
 
 
@@ -157,6 +168,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("make help", 0, "make repro"),
         ("make --old-file setup recipe NAME=smoke", 0, "params.yaml is now the recipe smoke; next: make repro"),
         ("make --old-file setup recipe NAME=none", 2, "remedy: make recipe NAME=smoke"),
+        ("make --old-file setup pin NAME=smoke", 0, "recipes/smoke/params.yaml: 0 of 0 Hub revisions changed"),
+        ("make --old-file setup pin NAME=smoke UPDATE=1", 0, "0 of 0 Hub revisions changed"),
+        ("make --old-file setup pin NAME=none", 2, "remedy: name a recipe: make pin NAME=smoke"),
         ("make --old-file setup summary", 2, "DataError: no metrics"),
         # Nothing was made in this copy: what counts is that make hands over the Modelfile's path.
         ("make --old-file setup chat", 2, "the Modelfile is missing"),
@@ -243,12 +257,25 @@ def test_the_messages_that_are_explained_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_paths_and_tests_that_are_named_exist(page: str) -> None:
-    made = [*NOT_HERE, *(out for listed in outs().values() for out in listed)]
+    made = [*NOT_HERE, *named_by_recipes(), *(out for listed in outs().values() for out in listed)]
     links = [link for link in re.findall(r"\]\(([^)#:]+)\)", read(page)) if not ((ROOT / page).parent / link).exists()]
     paths = [span for span in spans(page) if re.fullmatch(r"[\w.-]+(/[\w.-]*)+|[\w-]+\.(md|yaml|lock|txt|jinja)", span)]
     places = (ROOT, (ROOT / page).parent, ROOT / "src/finetune")
     here = [path for path in paths if not any(f"{path}/".startswith(f"{name}/") for name in made)]
     lost = [path for path in here if not any((place / path).exists() for place in places)]
-    tests = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
     proofs = [span for span in [*spans(page), *PROVEN_BY.values()] if span.startswith("test_")]
-    assert [*links, *lost, *(name for name in proofs if f"def {name}(" not in tests)] == []
+    assert [*links, *lost, *(proof for proof in proofs if not has_test(proof))] == []
+
+
+def has_test(proof: str) -> bool:
+    """Whether a test of this name exists, in the file that is named before `::` if there is one."""
+    file, _, name = proof.rpartition("::")
+    return any(
+        f"def {name}(" in path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob(file or "test_*.py")
+    )
+
+
+def test_a_test_that_is_named_with_the_wrong_file_is_found() -> None:
+    assert has_test("test_docs.py::has_test")
+    assert not has_test("test_files.py::has_test")
+    assert not has_test("test_nothing_at_all")

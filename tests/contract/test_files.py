@@ -99,6 +99,7 @@ def make(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
         (("chat",), "the Modelfile is missing\n  where:  models/ollama/Modelfile"),
         (("summary",), "no metrics\n  where:  metrics"),
         (("recipe", "NAME=smoke"), "params.yaml is now the recipe smoke"),
+        (("pin", "NAME=smoke"), "recipes/smoke/params.yaml: 0 of 0 Hub revisions changed"),
     ],
 )
 def test_a_program_takes_the_arguments_that_make_gives_it(
@@ -110,7 +111,7 @@ def test_a_program_takes_the_arguments_that_make_gives_it(
 
 def test_every_program_in_the_makefile_is_tried() -> None:
     programs = set(re.findall(r"python -m (finetune\.\w+)", (ROOT / "Makefile").read_text()))
-    assert programs == {"finetune.chat", "finetune.summary", "finetune.recipes"}
+    assert programs == {"finetune.chat", "finetune.summary", "finetune.recipes", "finetune.pin"}
 
 
 @pytest.mark.parametrize("address", ["https://ann:hun/t@er2@host:5000", "postgresql://ann:hunter2@host/db"])

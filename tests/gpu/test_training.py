@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from finetune.sections import Lora, Quantization, TrainQlora
 from finetune.training import loop
 from finetune.training.device import check_hardware, choose_device, make_deterministic
 from finetune.training.model import add_adapter, four_bit_layers, load_base
+from finetune.training.vocabulary import Extension
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,9 +48,9 @@ def train(base: Path, tokenizer: Any, folder: Path) -> tuple[list[Any], str]:
     check_hardware(SETTINGS, device)
     model = load_base(base, SETTINGS.quantization, torch.bfloat16, device)
     assert four_bit_layers(model) == 7
-    model = add_adapter(model, SETTINGS.lora)
+    model = add_adapter(model, SETTINGS.lora, Extension((), 0))
     ids = [1, *range(3, 29), 2]
-    rows = [{"input_ids": ids, "labels": [-100, *ids[1:]], "seq_lengths": [28]} for _ in range(20)]
+    rows = Dataset.from_list([{"input_ids": ids, "labels": [-100, *ids[1:]], "seq_lengths": [28]} for _ in range(20)])
     entries = loop.train(
         model, tokenizer, rows, SETTINGS, seed=5, folder=folder, validate=lambda model: 0.0, mirror=lambda *_: None
     )

@@ -66,9 +66,11 @@ def test_every_fixture_chat_is_served_as_it_was_trained(first: Path) -> None:
 def test_rows_are_accounted_for(first: Path) -> None:
     clean = metrics(first, "clean")
     lost = {name: sum(clean[name].values()) for name in ("dropped", "quarantined")}
-    assert clean["rows_in"] == clean["kept"] + clean["duplicates"] + lost["dropped"] + lost["quarantined"] == 848
-    assert lost == {"dropped": 32, "quarantined": 11}
-    assert clean["duplicates"] == 21
+    twice = clean["duplicates"] + clean["near_duplicates"]
+    assert clean["rows_in"] == clean["kept"] + twice + lost["dropped"] + lost["quarantined"] == 848
+    assert lost == {"dropped": 78, "quarantined": 11}
+    assert (clean["duplicates"], clean["near_duplicates"]) == (21, 4)
+    assert clean["dropped"]["contaminated_by_held_out"] == 46
     assert clean["repaired_texts"] == {"html_entities": 10, "mojibake": 8}
 
 
@@ -106,7 +108,7 @@ def test_plots_are_drawn(first: Path) -> None:
     finished = run([sys.executable, "-m", "dvc", "plots", "show"], first)
     assert finished.returncode == 0, finished.stderr
     page = (first / "dvc_plots/index.html").read_text(encoding="utf-8")
-    for name in ("train_log", "funnel", "sources", "lengths", "perplexity", "quantization"):
+    for name in ("train_log", "funnel", "sources", "lengths", "mix", "perplexity", "quantization"):
         assert f"plots/{name}.csv" in page
 
 

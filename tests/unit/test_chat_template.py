@@ -14,8 +14,9 @@ from finetune.chat_template import (
     serving_form,
     special_tokens,
 )
-from finetune.data.bpe import train
-from finetune.data.chat import encode
+from finetune.data.encoding.chat import encode
+from finetune.data.encoding.encoder import make_encoder
+from finetune.data.vocabulary.bpe import train
 from finetune.data_sections import TrainTokenizer
 from finetune.errors import DataError
 
@@ -105,8 +106,12 @@ def smoke_tokenizer() -> Tokenizer:
         chat_template="t",
         vocab_size=300,
         min_frequency=1,
+        max_words=10_000,
+        corpus=None,
         **TOKENS,
+        unk_token=None,
         role_markers=["<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"],
+        special_tokens=[],
     )
     return train(["Où est l'été ? Ici. L’hiver là"] * 3, params)
 
@@ -122,7 +127,7 @@ def test_text_ids_and_mask_are_those_of_transformers_on_the_smoke_template():
     )
     result = rendered(source, turns)
     assert result.text == theirs.apply_chat_template(turns, chat_template=source, tokenize=False)
-    encoded = encode(result, tokenizer, "assistant")
+    encoded = encode(result, make_encoder(tokenizer), "assistant")
     assert list(encoded.input_ids) == expected["input_ids"]
     assert list(encoded.trained) == [bool(mask) for mask in expected["assistant_masks"]]
     assert sum(encoded.trained) > 10

@@ -12,11 +12,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", sorted(file.parent.name for file in ROOT.glob("recipes/*/params.yaml")))
-def test_every_recipe_is_valid_and_documented(name: str) -> None:
-    params = load_params(ROOT / "recipes" / name / "params.yaml")
+def test_every_recipe_is_valid_and_documented(name: str, tmp_path: Path) -> None:
+    text = (ROOT / "recipes" / name / "params.yaml").read_text(encoding="utf-8")
+    readme = (ROOT / "recipes" / name / "README.md").read_text(encoding="utf-8")
+    # A branch name is what `make pin` replaces, and then the recipe must say so.
+    assert ("revision: main" in text) == (f"make pin NAME={name}\n" in readme)
+    (tmp_path / "params.yaml").write_text(text.replace("revision: main", f"revision: {'a' * 40}"), encoding="utf-8")
+    params = load_params(tmp_path / "params.yaml")
     assert params.recipe == name
     assert (ROOT / params.tokenizer.chat_template).is_file()
-    assert (ROOT / "recipes" / name / "README.md").read_text(encoding="utf-8").startswith("# ")
+    assert readme.startswith(f"# {name}\n")
 
 
 def test_a_recipe_replaces_params_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ METRICS: dict[str, Any] = {
 }
 SIZES = {
     "data/clean/records.jsonl": 1048576,
+    "data/report/index.html": 52429,
     "data/split/train.parquet": 524288,
     "data/split/test.parquet": 524288,
     "models/adapter/adapter.safetensors": 104858,
@@ -40,6 +41,7 @@ EXPECTED = """\
 what           where                          MiB  figures
 {line}
 records        data/clean/records.jsonl       1.0  371 kept of 412 rows
+data page      data/report/index.html         0.1  why 41 rows were lost, the mix, 20 masks in colour
 split          data/split                     1.0  300/36/35 rows train/validation/test, 9876 trained tokens
 adapter        models/adapter                 0.1  60 steps, validation loss 1.235
 base -> tuned  data/evaluation/samples.jsonl  0.0  test perplexity 12.50 -> 5.00, ratio 0.400

@@ -30,13 +30,16 @@ def choose_rows(rows: Iterable[Mapping[str, Any]], per_source: int) -> list[Mapp
 
 @torch.inference_mode()
 def answer(model: Any, tokenizer: PreTrainedTokenizerBase, ids: list[int], max_new_tokens: int) -> str:
-    """The model's greedy continuation of `ids`, without special tokens."""
+    """The model's greedy continuation of `ids`, without special tokens; it ends where the model's positions do."""
+    room = model.config.max_position_embeddings - len(ids)
+    if room < 1:
+        return ""
     batch = torch.tensor([ids], device=model.device)
     output = model.generate(
         input_ids=batch,
         attention_mask=torch.ones_like(batch),
         do_sample=False,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=min(max_new_tokens, room),
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )

@@ -21,11 +21,12 @@ def splitting_rule(tokenizer_json: Path) -> str:
     content = read_json(tokenizer_json)
     steps = content["pre_tokenizer"].get("pretokenizers", [content["pre_tokenizer"]])
     kinds = [step["type"] for step in steps]
-    if kinds == ["ByteLevel"] and steps[0]["use_regex"]:
+    # Files of older releases leave out what is the default; llama.cpp puts no blank before the first word.
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True) and not steps[0]["add_prefix_space"]:
         return "gpt-2"
     pattern = steps[0].get("pattern", {}).get("Regex") if kinds == ["Split", "ByteLevel"] else None
     if pattern == LLAMA3_PATTERN:
-        return "llama-bpe" if content["model"]["ignore_merges"] else "smaug-bpe"
+        return "llama-bpe" if content["model"].get("ignore_merges", False) else "smaug-bpe"
     if pattern == QWEN2_PATTERN:
         return "qwen2"
     raise ExportError(

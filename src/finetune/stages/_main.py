@@ -14,11 +14,14 @@ PARAMS_FILE = Path("params.yaml")
 
 
 def stage_main(run: Callable[..., None], sections: Sequence[str]) -> None:
-    """Call `run(*paths, **sections)` with the paths of argv and the named sections of params.yaml."""
+    """Call `run(*paths, **sections)` with the paths of argv and the named keys of params.yaml.
+
+    A dotted key is passed by its last part: `split.test_share` as `test_share`.
+    """
     setup_logging(Path(sys.argv[0]).stem)
     try:
         params = load_params(PARAMS_FILE)
-        run(*map(Path, sys.argv[1:]), **{name: section(params, name) for name in sections})
+        run(*map(Path, sys.argv[1:]), **{name.rpartition(".")[2]: section(params, name) for name in sections})
     except FinetuneError as error:
         logger.error("%s: %s", type(error).__name__, error)
         raise SystemExit(1) from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,14 +13,13 @@ from transformers import AutoTokenizer
 from finetune.data import splits
 from finetune.data.record import Record
 from finetune.data_sections import Split
-from finetune.errors import DataError
 from finetune.io import read_json, read_jsonl, write_json
 from finetune.log import logger
 from finetune.sections import Base
 from finetune.stages._main import stage_main
-from finetune.training.device import make_deterministic
+from finetune.training.device import choose_device, make_deterministic
 from finetune.training.model import BASE_FILE, verify_base
-from finetune.training.pretrain import make_llama, pretrain, to_rows
+from finetune.training.pretrain import choose_texts, make_llama, pretrain, to_rows
 
 PARAMS = ("seed", "cpu_threads", "base", "split")
 
@@ -48,16 +49,12 @@ def run(
             "base: %s at %s, %s bytes in the Hub cache", source["repo_id"], source["revision"], f"{size_bytes:,}"
         )
         return
-    records = map(Record.from_row, read_jsonl(clean / "records.jsonl"))
-    shares = (split.validation_share, split.test_share)
-    texts = [record.all_text() for record in records if splits.assign(record.group, *shares) == "train"]
-    if not texts:
-        raise DataError("no training text is left for the scratch base", clean / "records.jsonl", "lower split shares")
+    needed_tokens = base.scratch.pretrain_steps * base.scratch.batch_rows * base.scratch.row_tokens
     words = AutoTokenizer.from_pretrained(tokenizer)
-    rows = to_rows(texts, words, base.scratch.row_tokens)
-    model = make_llama(base.scratch, words)
+    rows = to_rows(choose_texts(partial(_read, clean, split), needed_tokens), words, base.scratch.row_tokens, target)
+    model = make_llama(base.scratch, words).to(choose_device())
     losses = pretrain(model, rows, base.scratch, seed)
-    model.to(torch.bfloat16).save_pretrained(target)
+    model.to("cpu", torch.bfloat16).save_pretrained(target)
     for file in sorted(tokenizer.iterdir()):
         shutil.copyfile(file, target / file.name)
     numbers = {"parameters": model.num_parameters(), "text_tokens": rows.numel(), "steps": len(losses)}
@@ -65,6 +62,16 @@ def run(
     write_json(metrics, numbers)
     summary = "%(parameters)s parameters, %(steps)d steps on %(text_tokens)s tokens, loss %(first_loss).2f -> "
     logger.info(summary + "%(last_loss).2f", numbers)
+
+
+def _read(clean: Path, split: Split) -> Iterator[Record]:
+    """The training share of the records, then the tokenizer's own sources, whose text is in no split."""
+    for row in read_jsonl(clean / "records.jsonl"):
+        record = Record.from_row(row)
+        if splits.assign(record.group, split.validation_share, split.test_share) == "train":
+            yield record
+    if (clean / "corpus.jsonl").is_file():
+        yield from map(Record.from_row, read_jsonl(clean / "corpus.jsonl"))
 
 
 if __name__ == "__main__":

@@ -1,54 +1,77 @@
-"""data/raw -> records.jsonl, quarantine.jsonl and repaired.jsonl, with every row accounted for."""
+"""data/raw -> data/clean: records, tokenizer corpus, quarantine and what was dropped, with every row accounted for."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from finetune.data.cleaning import check_kept, check_quarantine, clean_rows, funnel, metrics_of
-from finetune.data.formats import parse_file
-from finetune.data.rows import Row
-from finetune.data.sources import verified_files
-from finetune.data_sections import ChatSource, Clean, CsvSource, Fetch
-from finetune.io import write_csv, write_json, write_jsonl
-from finetune.log import logger, progress
+from finetune.data.cleaning.chunk_jobs import Job, Rules, examine_all, jobs
+from finetune.data.cleaning.counts import check_counts, check_quarantine, funnel, metrics_of, summary
+from finetune.data.cleaning.outs import join, write_outs
+from finetune.data.cleaning.parts import Part, Parts
+from finetune.data.cleaning.selection import select
+from finetune.data_sections import Clean, Fetch
+from finetune.io import fresh_folder, write_csv, write_json
+from finetune.log import logger, progress_bar
 from finetune.stages._main import stage_main
 
-PARAMS = ("fetch", "clean")
+PARAMS = ("fetch", "clean", "split.validation_share", "split.test_share")
 
 
 def run(
-    raw: Path, cleaned_dir: Path, metrics: Path, funnel_plot: Path, sources_plot: Path, *, fetch: Fetch, clean: Clean
+    raw: Path,
+    cleaned_dir: Path,
+    metrics: Path,
+    funnel_plot: Path,
+    sources_plot: Path,
+    *,
+    fetch: Fetch,
+    clean: Clean,
+    validation_share: float,
+    test_share: float,
 ) -> None:
-    """Read every raw file by its source's format, then repair, filter, deduplicate and count."""
-    rows = ((source.name, progress(_rows(raw, source), None, "row", source.name)) for source in fetch.sources)
-    cleaned = clean_rows(rows, clean)
-    quarantine = cleaned_dir / "quarantine.jsonl"
-    # Written before the checks: whoever has to mend the data needs the file that says what to mend.
-    write_jsonl(quarantine, (fault.to_row() for fault in cleaned.faults))
-    write_jsonl(cleaned_dir / "repaired.jsonl", cleaned.originals)
-    check_quarantine(cleaned, clean.max_quarantined_share, quarantine)
-    check_kept(cleaned)
-    write_jsonl(cleaned_dir / "records.jsonl", (record.to_row() for record in cleaned.records))
-    numbers = metrics_of(cleaned)
+    """Parse, repair and examine each row; drop duplicates, contamination and near-duplicates; count everything."""
+    fresh_folder(cleaned_dir)
+    rules = Rules(clean, validation_share, test_share)
+    with _scratch(cleaned_dir / ".scratch") as scratch:
+        parts = _examined(raw, jobs(raw, fetch.sources), rules, scratch)
+        # Written before the checks: whoever has to mend the data needs the file that says what to mend.
+        join(parts, "quarantine", cleaned_dir / "quarantine.jsonl")
+        join(parts, "repaired", cleaned_dir / "repaired.jsonl")
+        check_quarantine(parts.parts, clean.max_quarantined_share, cleaned_dir / "quarantine.jsonl")
+        gone = select(parts, clean, fetch.names("decontamination"), scratch)
+        counts = write_outs(parts, gone, {source.name: source.use for source in fetch.sources}, cleaned_dir)
+    check_counts(counts)
+    numbers = metrics_of(counts)
     write_json(metrics, numbers)
-    write_csv(funnel_plot, ("source", "step", "rows"), funnel(cleaned))
-    characters = [(source, counts.kept, counts.characters) for source, counts in cleaned.counts.items()]
-    write_csv(sources_plot, ("source", "rows", "characters"), characters)
-    logger.info(
-        "%d rows in = %d kept + %d dropped + %d duplicates + %d quarantined; texts repaired: %s",
-        numbers["rows_in"],
-        numbers["kept"],
-        sum(numbers["dropped"].values()),
-        numbers["duplicates"],
-        sum(numbers["quarantined"].values()),
-        numbers["repaired_texts"],
+    write_csv(funnel_plot, ("source", "step", "rows"), funnel(counts))
+    write_csv(
+        sources_plot,
+        ("source", "rows", "characters"),
+        [(source, own.kept, own.characters) for source, own in counts.items()],
     )
+    logger.info(summary(numbers))
 
 
-def _rows(raw: Path, source: ChatSource | CsvSource) -> Iterator[Row]:
-    for file in verified_files(raw, source.name):
-        yield from parse_file((raw / file).read_bytes(), file, source)
+def _examined(raw: Path, chunks: list[Job], rules: Rules, scratch: Path) -> Parts:
+    parts: list[Part] = []
+    with progress_bar(sum(job.size_bytes for job in chunks), 0, "B", "examined") as bar:
+        bar.unit_scale = True
+        for size_bytes, examined in examine_all(raw, chunks, rules, scratch):
+            parts += examined
+            bar.update(size_bytes)
+    return Parts(parts)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from finetune.log import logger
 from finetune.sections import Evaluate, TrainQlora
 from finetune.stages._main import stage_main
 from finetune.training.device import check_hardware, choose_device, dtype_named, make_deterministic
-from finetune.training.model import attach_adapter, load_base
+from finetune.training.model import attach_adapter, load_extended
+from finetune.training.vocabulary import read_extension
 
 PARAMS = ("seed", "cpu_threads", "evaluate", "train_qlora")
 
@@ -37,7 +38,8 @@ def run(
     check_hardware(train_qlora, device)
     words = AutoTokenizer.from_pretrained(tokenizer)
     rows = read_parquet(split / "test.parquet")
-    model = load_base(base, train_qlora.quantization, dtype_named(train_qlora.compute_dtype), device)
+    dtype = dtype_named(train_qlora.compute_dtype)
+    model = load_extended(base, read_extension(tokenizer), train_qlora.quantization, dtype, device)
     model = attach_adapter(model, adapter)
     chosen = generation.choose_rows(rows, evaluate.samples_per_source)
     limit = evaluate.max_new_tokens

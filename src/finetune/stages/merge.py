@@ -18,10 +18,11 @@ from finetune.log import logger
 from finetune.sections import Merge
 from finetune.stages._main import stage_main
 from finetune.training.device import dtype_named, make_deterministic
-from finetune.training.model import attach_adapter, load_base, locate_base
+from finetune.training.model import attach_adapter, load_extended, locate_base
+from finetune.training.vocabulary import EXTENSION_FILE, read_extension
 
 PARAMS = ("seed", "cpu_threads", "merge")
-PROBES_PER_SOURCE = 2
+PROBES_PER_SOURCE, PROBE_TOKENS = 2, 64
 
 
 def run(
@@ -42,13 +43,16 @@ def run(
     target.mkdir(parents=True, exist_ok=True)
     check_memory(weights, merge.compare_dtype)
     check_disk(weights, target, merge.dtype)
-    counts = merge_shards(weights, adapter, target, merge.dtype)
+    extension = read_extension(tokenizer)
+    counts = merge_shards(weights, adapter, target, merge.dtype, extension.ids)
     for file in sorted(tokenizer.iterdir()):
-        if file.name != TRAINING_TEMPLATE:
+        if file.name not in (TRAINING_TEMPLATE, EXTENSION_FILE):
             shutil.copyfile(file, target / file.name)
     probes = [row["input_ids"] for row in choose_rows(read_parquet(split / "test.parquet"), PROBES_PER_SOURCE)]
-    dtype = dtype_named(merge.compare_dtype)
-    expected = all_logits(attach_adapter(load_base(base, None, dtype, torch.device("cpu")), adapter), probes)
+    # Every new token is compared, whether or not a test row has it.
+    probes += [list(extension.ids[at : at + PROBE_TOKENS]) for at in range(0, len(extension.ids), PROBE_TOKENS)]
+    dtype, cpu = dtype_named(merge.compare_dtype), torch.device("cpu")
+    expected = all_logits(attach_adapter(load_extended(base, extension, None, dtype, cpu), adapter), probes)
     merged, loading = AutoModelForCausalLM.from_pretrained(
         target, dtype=dtype, output_loading_info=True, use_safetensors=True, local_files_only=True
     )

@@ -37,6 +37,7 @@ def run(
     metrics: Path,
     plots: Path,
     samples: Path,
+    report: Path,
     dvc_lock: Path,
     dvc_yaml: Path,
     *,
@@ -52,6 +53,7 @@ def run(
     curves = read_curves(plots / "train_log.csv")
     artifacts = {samples: "", params_file: "", dvc_lock: "", dvc_yaml: ""}
     artifacts |= {file: "plots" for file in sorted(plots.glob("*.csv"))}
+    artifacts |= {file: "report" for file in sorted(report.iterdir())}
     artifacts |= {file: "ollama" for file in sorted(ollama.iterdir())}
     with tracking.refusals():
         run_id = tracking.find_or_create_run(client, register.experiment, tags["adapter_sha256"], run_params(params))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune.data.record import Record
-from finetune.data.tables import TOKENS, write_parquet
-from finetune.data.tokenizer_files import load_chat
-from finetune.data.tokenizing import token_metrics, tokenize_records
+from finetune.data.encoding.token_workers import tokenize_file
+from finetune.data.encoding.tokenizing import token_metrics
 from finetune.data_sections import Tokenize
-from finetune.io import read_jsonl, write_csv, write_json
-from finetune.log import logger, progress
+from finetune.io import write_csv, write_json
+from finetune.log import logger
 from finetune.stages._main import stage_main
 
 PARAMS = ("tokenize",)
@@ -18,18 +16,24 @@ PARAMS = ("tokenize",)
 
 def run(cleaned: Path, tokenizer: Path, tokens: Path, metrics: Path, lengths_plot: Path, *, tokenize: Tokenize) -> None:
     """Render, encode and mask each record once."""
-    records = (Record.from_row(row) for row in read_jsonl(cleaned / "records.jsonl"))
-    result = tokenize_records(progress(records, None, "record", "tokenize"), load_chat(tokenizer), tokenize)
-    write_parquet(tokens / "tokens.parquet", result.rows, TOKENS)
-    numbers = token_metrics(result)
+    totals = tokenize_file(cleaned / "records.jsonl", tokenizer, tokens / "tokens.parquet", tokenize)
+    numbers = token_metrics(totals)
     write_json(metrics, numbers)
-    bins = [(source, bound, rows) for (source, bound), rows in sorted(result.lengths.items())]
+    bins = [(source, bound, records) for (source, bound), records in sorted(totals.lengths.items())]
     write_csv(lengths_plot, ("source", "upper_bound_tokens", "rows"), bins)
+    if totals.slow_because is None:
+        logger.info("encoded by tiktoken, which was shown to give the ids of the tokenizers library")
+    else:
+        logger.info("encoded by the tokenizers library, not tiktoken: %s", totals.slow_because)
     logger.info(
-        "%d records in, %d kept, dropped %s; %d tokens, %d trained, longest %d, %d straddle a span",
+        "%d records in, %d kept, dropped %s; %d rows, %d truncated, %d split; "
+        "%d tokens, %d trained, longest %d, %d straddle a span",
         numbers["records_in"],
         numbers["kept"],
         numbers["dropped"],
+        numbers["rows"],
+        numbers["truncated"],
+        numbers["split"],
         numbers["tokens"],
         numbers["trained_tokens"],
         numbers["longest_tokens"],

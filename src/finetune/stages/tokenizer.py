@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
-from finetune.data.bpe import check_markers, check_round_trip, fertility, texts_of, train
-from finetune.data.record import Record
-from finetune.data.splits import assign
-from finetune.data.tokenizer_files import copy_base_tokenizer, install_templates, load_chat, write_trained
-from finetune.data_sections import KeepTokenizer, Split, TrainTokenizer
-from finetune.errors import DataError
-from finetune.io import fresh_folder, read_json, read_jsonl, write_json
+from finetune.data.vocabulary.bpe import train_on_words
+from finetune.data.vocabulary.extension import extend_base
+from finetune.data.vocabulary.tokenizer_corpus import survey, training_words
+from finetune.data.vocabulary.tokenizer_files import (
+    choose_pad_token,
+    copy_base_tokenizer,
+    install_templates,
+    load_chat,
+    write_trained,
+)
+from finetune.data.vocabulary.tokenizer_report import (
+    check_markers,
+    check_round_trip,
+    describe,
+    fertility,
+    training_numbers,
+)
+from finetune.data_sections import ExtendTokenizer, KeepTokenizer, Split, TrainTokenizer
+from finetune.io import fresh_folder, read_json, write_json
 from finetune.log import logger
 from finetune.stages._main import stage_main
 
@@ -24,41 +37,43 @@ def run(
     folder: Path,
     metrics: Path,
     *,
-    tokenizer: KeepTokenizer | TrainTokenizer,
+    tokenizer: KeepTokenizer | ExtendTokenizer | TrainTokenizer,
     split: Split,
 ) -> None:
-    """Train on the training share only, or keep the base's tokenizer; then check and measure it on held-out text."""
+    """Train on the training share only, or keep or extend the base's; then check and measure it on held-out text."""
+    started = time.monotonic()
     fresh_folder(folder)
-    records = [Record.from_row(row) for row in read_jsonl(cleaned / "records.jsonl")]
-    shares = (split.validation_share, split.test_share)
-    learned = [record for record in records if assign(record.group, *shares) == "train"]
-    held_out = [record for record in records if assign(record.group, *shares) != "train"]
+    files = [cleaned / "records.jsonl"]
+    if isinstance(tokenizer, TrainTokenizer) and tokenizer.corpus is not None:
+        files.append(cleaned / "corpus.jsonl")
+    found = survey(files, split)
+    numbers: dict[str, Any] = {"strategy": tokenizer.strategy, "role_markers": 0, "trained_on_records": 0}
+    base = None
     if isinstance(tokenizer, TrainTokenizer):
-        if not learned:
-            raise DataError("no training text", "section split", "lower the shares, or add data")
-        write_trained(train(texts_of(learned), tokenizer), tokenizer, split.pack_tokens, folder)
+        words, learned = training_words(found, tokenizer, split)
+        numbers |= training_numbers(words, learned)
+        write_trained(train_on_words(words, tokenizer), tokenizer, split.pack_tokens, folder)
     else:
-        copy_base_tokenizer(read_json(base_manifest), folder)
+        base = copy_base_tokenizer(read_json(base_manifest), folder)
     install_templates(Path(tokenizer.chat_template), folder)
+    if isinstance(tokenizer, ExtendTokenizer):
+        numbers["new_tokens"] = extend_base(folder, tokenizer.tokens, read_json(base_manifest))
+    if base is not None:
+        choose_pad_token(folder)
     chat = load_chat(folder)
     check_round_trip(chat.tokenizer)
-    markers = tokenizer.role_markers if isinstance(tokenizer, TrainTokenizer) else []
-    check_markers(chat.tokenizer, markers)
-    numbers: dict[str, Any] = {
-        "vocab_size": chat.ids.vocab_size,
-        "role_markers": len(markers),
-        "special_ids": {"bos": chat.ids.bos, "eos": chat.ids.eos, "pad": chat.ids.pad},
-        "trained_on_records": len(learned) if isinstance(tokenizer, TrainTokenizer) else 0,
-        "held_out": fertility(held_out, chat.tokenizer),
-    }
+    if isinstance(tokenizer, TrainTokenizer):
+        check_markers(chat.tokenizer, tokenizer.role_markers)
+        numbers["role_markers"] = len(tokenizer.role_markers)
+    extended_base = base if isinstance(tokenizer, ExtendTokenizer) else None
+    numbers |= describe(chat)
+    numbers["held_out"] = fertility(found.held_out, chat.tokenizer)
+    numbers["held_out_by_base"] = None if extended_base is None else fertility(found.held_out, extended_base)
     write_json(metrics, numbers)
     logger.info(
-        "%d tokens, %d role markers of one token each, trained on %d records; on held-out text: %s",
-        numbers["vocab_size"],
-        numbers["role_markers"],
-        numbers["trained_on_records"],
-        numbers["held_out"],
+        "%d tokens in %.1f s; markers %s", numbers["vocab_size"], time.monotonic() - started, numbers["markers"]
     )
+    logger.info("trained on %d records; held-out text %s", numbers["trained_on_records"], numbers["held_out"])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from finetune.evaluation.perplexity import mean_loss
-from finetune.io import read_parquet, sha256_tree, write_csv, write_json
+from finetune.io import sha256_tree, write_csv, write_json
 from finetune.log import logger
 from finetune.sections import TrainQlora
 from finetune.stages._main import stage_main
@@ -18,7 +18,8 @@ from finetune.tracking import TrainingMirror
 from finetune.training import loop
 from finetune.training.checkpoint import run_key
 from finetune.training.device import check_hardware, choose_device, dtype_named, make_deterministic
-from finetune.training.model import add_adapter, four_bit_layers, load_base, save_adapter
+from finetune.training.model import add_adapter, four_bit_layers, load_extended, save_adapter
+from finetune.training.vocabulary import read_extension, unmoved_tokens
 
 PARAMS = ("seed", "cpu_threads", "train_qlora")
 CHECKPOINTS = Path(".cache/checkpoints")
@@ -41,9 +42,10 @@ def run(
     make_deterministic(seed, cpu_threads)
     device = choose_device()
     check_hardware(train_qlora, device)
-    model = load_base(base, train_qlora.quantization, dtype_named(train_qlora.compute_dtype), device)
+    extension = read_extension(tokenizer)
+    model = load_extended(base, extension, train_qlora.quantization, dtype_named(train_qlora.compute_dtype), device)
     layers = four_bit_layers(model)
-    model = add_adapter(model, train_qlora.lora)
+    model = add_adapter(model, train_qlora.lora, extension)
     determinants = {
         "inputs": [sha256_tree(path) for path in (split, base, tokenizer)],
         "params": [train_qlora.model_dump(), seed, cpu_threads, device.type],
@@ -51,22 +53,24 @@ def run(
         "code": loop.code_hash(),
     }
     folder = CHECKPOINTS / run_key(determinants)
-    validate = partial(mean_loss, rows=read_parquet(split / "validation.parquet"))
-    rows = read_parquet(split / "packed.parquet")
+    validate = partial(mean_loss, rows=loop.open_rows(split / "validation.parquet", folder))
+    rows = loop.open_rows(split / "packed.parquet", folder)
     words = AutoTokenizer.from_pretrained(tokenizer)
     with TrainingMirror() as mirror:
         entries = loop.train(
             model, words, rows, train_qlora, seed=seed, folder=folder, validate=validate, mirror=mirror.log
         )
+        unmoved = unmoved_tokens(model)
         save_adapter(model, target)
         mirror.finish(sha256_tree(target))
     write_csv(log, loop.LOG_COLUMNS, loop.log_rows(entries))
     numbers = {
-        **{name: entries[-1][name] for name in ("step", "train_loss", "validation_loss", "trained_tokens")},
+        "steps": entries[-1]["step"],
+        **{name: entries[-1][name] for name in ("train_loss", "validation_loss", "trained_tokens")},
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "four_bit_layers": layers,
+        "unmoved_tokens": unmoved,
     }
-    numbers["steps"] = numbers.pop("step")
     write_json(metrics, numbers)
     shutil.rmtree(folder)
     logger.info(loop.SUMMARY, numbers)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
+from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowInvalid, compute
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -22,6 +24,8 @@ from finetune.training.checkpoint import newest_intact, seal
 from finetune.training.model import keep_adapter_float32
 
 LOG_FILE = "train_log.jsonl"
+ROWS_FOLDER = "rows"
+ROWS_PER_BATCH = 1000
 LOG_COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "gradient_norm", "trained_tokens")
 SUMMARY = (
     "%(steps)d steps, %(trained_tokens)d trained tokens, loss %(train_loss).3f, validation %(validation_loss).3f, "
@@ -87,7 +91,7 @@ class LocalLog(TrainerCallback):  # type: ignore[misc]
 def train(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    rows: list[dict[str, Any]],
+    rows: Dataset,
     settings: TrainQlora,
     *,
     seed: int,
@@ -100,16 +104,17 @@ def train(
     `rows` are packed: input_ids, labels (-100 where untrained) and seq_lengths. `folder` keeps checkpoints and log.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    trained_tokens = sum(label != -100 for row in rows for label in row["labels"])
+    trained_tokens = count_trained_tokens(rows)
     if trained_tokens == 0:
         raise DataError("no token of the training rows is trained", "data/split/packed.parquet", "check tokenize.loss")
+    check_lengths(rows, model.config.max_position_embeddings)
     checkpoint = newest_intact(folder)
     _truncate_log(folder / LOG_FILE, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     log = LocalLog(folder / LOG_FILE, settings, validate, mirror, trained_tokens)
     trainer = SFTTrainer(
         model=model,
         args=sft_config(settings, seed, folder),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=rows,
         processing_class=tokenizer,
         callbacks=[log],
     )
@@ -120,6 +125,41 @@ def train(
         logger.info("resuming from %s", checkpoint.name)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return list(read_log(folder / LOG_FILE))
+
+
+def check_lengths(rows: Dataset, max_positions: int) -> None:
+    """Raise DataError for a document longer than the model has positions: a table of them ends in an index error."""
+    longest = max(max(row["seq_lengths"]) for row in rows.select_columns("seq_lengths"))
+    if longest > max_positions:
+        raise DataError(
+            f"a document has {longest} tokens, the base model has {max_positions} positions",
+            "tokenize.max_tokens",
+            f"set tokenize.max_tokens to {max_positions} at most",
+        )
+
+
+def open_rows(path: Path, folder: Path) -> Dataset:
+    """The rows of a Parquet file, read from disk as they are asked for; `folder` keeps them uncompressed.
+
+    Raises DataError when the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise DataError("file is missing", path, "run `dvc repro`, which makes it")
+    disable_progress_bars()
+    try:
+        return Dataset.from_parquet(str(path), cache_dir=str(folder / ROWS_FOLDER), keep_in_memory=False)
+    except (ArrowInvalid, DatasetGenerationError) as fault:
+        raise DataError(
+            f"not a Parquet file: {fault.__cause__ or fault}", path, "delete the file and run `dvc repro`"
+        ) from fault
+
+
+def count_trained_tokens(rows: Dataset) -> int:
+    """How many labels are not -100, over all rows; counted in Arrow, a batch at a time."""
+    batches = rows.select_columns(["labels"]).with_format("arrow").iter(batch_size=ROWS_PER_BATCH)
+    return sum(
+        compute.sum(compute.not_equal(compute.list_flatten(batch["labels"]), -100)).as_py() or 0 for batch in batches
+    )
 
 
 def sft_config(settings: TrainQlora, seed: int, folder: Path) -> SFTConfig:

@@ -10,10 +10,12 @@ from bitsandbytes.nn import Linear4bit
 from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from finetune.errors import DataError, DeviceError
 from finetune.io import read_json, sha256_file, write_json
 from finetune.sections import Lora, Quantization
+from finetune.training.vocabulary import Extension, extend_vocabulary, table_names
 
 BASE_FILE = "base.json"
 REFETCH = "dvc repro --force --single-item fetch"
@@ -72,6 +74,18 @@ def load_base(base: Path, quantization: Quantization | None, dtype: torch.dtype,
     return model.requires_grad_(False)
 
 
+def load_extended(
+    base: Path, extension: Extension, quantization: Quantization | None, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """The base model with the vocabulary of models/tokenizer: its embedding tables grown, new rows at their start.
+
+    Every stage that loads a base, with an adapter or without, does it here: the rows must be the same ones.
+    """
+    model = load_base(base, quantization, dtype, device)
+    extend_vocabulary(model, extension)
+    return model.requires_grad_(False)
+
+
 def _pin_four_bit_layers(model: Any) -> None:
     layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
     if not layers:
@@ -91,19 +105,29 @@ def four_bit_layers(model: Any) -> int:
     return sum(isinstance(module, Linear4bit) for module in model.modules())
 
 
-def add_adapter(model: Any, lora: Lora) -> Any:
-    """Wrap `model` with a fresh LoRA adapter in float32; raises DataError when no module has a target's name."""
+def add_adapter(model: Any, lora: Lora, extension: Extension) -> Any:
+    """Wrap `model` with a fresh LoRA adapter in float32, and make the rows of an extended vocabulary trainable.
+
+    Raises DataError when no module has a target's name.
+    """
     # The output layer is left out: with tied embeddings it is also the input, which a merge would change with it.
-    layers = {name for name, module in model.named_modules() if hasattr(module, "in_features")}
-    names = {
-        name.rsplit(".", 1)[-1] for name in layers if model.get_submodule(name) is not model.get_output_embeddings()
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not model.get_output_embeddings()
     }
+    names = {name.rsplit(".", 1)[-1] for name in layers}
     if missing := sorted(set(lora.target_modules) - names):
         raise DataError(
             f"the base model has no linear layer to adapt named {', '.join(missing)}",
             "train_qlora.lora.target_modules",
             f"choose among: {', '.join(sorted(names))}",
         )
+    targets = [module for name, module in layers.items() if name.rsplit(".", 1)[-1] in lora.target_modules]
+    # modules_to_save would train and save whole tables, and untie tied ones. A tied output follows the input by itself.
+    rows = {name: list(extension.ids) for name in table_names(model)} if extension.ids else None
+    # PEFT compares the vocabulary with that of the base of this name, and saves whole tables when they differ.
+    model.name_or_path = ""
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -112,9 +136,21 @@ def add_adapter(model: Any, lora: Lora) -> Any:
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
         target_modules=sorted(lora.target_modules),
+        fan_in_fan_out=any(_stands_for_conv1d(module) for module in targets),
         bias="none",
+        trainable_token_indices=rows,
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    if rows:
+        # trl 1.16 reads weight and bias of the output layer, and peft 0.21 answers for the weight alone.
+        adapted.get_output_embeddings().register_parameter("bias", None)
+    return adapted
+
+
+def _stands_for_conv1d(layer: torch.nn.Module) -> bool:
+    """Whether the base holds this layer's weight as [in, out], as GPT-2 does; a 4-bit layer holds it as [out, in]."""
+    # transformers 5.23 notes on a 4-bit layer the class that it took the place of, and turns its weight.
+    return issubclass(getattr(layer, "source_cls", type(layer)), Conv1D)
 
 
 def attach_adapter(model: Any, adapter: Path) -> Any:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryFile
 
+import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from finetune.data.record import Record
 from finetune.errors import DataError
 from finetune.log import progress
 from finetune.sections import ScratchModel
 
 WARMUP_SHARE = 0.05
+# More than a token of French or English has in a large vocabulary; a small one makes more tokens of the same text.
+BYTES_PER_TOKEN = 5
+BUCKETS = 1 << 16
+TEXTS_PER_CALL = 256
 
 
 def make_llama(shape: ScratchModel, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
@@ -34,20 +45,46 @@ def make_llama(shape: ScratchModel, tokenizer: PreTrainedTokenizerBase) -> Llama
     return LlamaForCausalLM(config)
 
 
-def to_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, row_tokens: int) -> torch.Tensor:
-    """Texts, each between BOS and EOS, joined and cut into rows: int64 [rows, row_tokens]; the tail is left out."""
-    stream: list[int] = []
-    for text in texts:
-        stream += [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
-        stream.append(tokenizer.eos_token_id)
-    rows = len(stream) // row_tokens
-    if rows == 0:
-        raise DataError(
-            f"{len(stream)} tokens of text do not fill one row of {row_tokens}",
-            "base.scratch.row_tokens",
-            "lower base.scratch.row_tokens in params.yaml, or add text to the sources",
-        )
-    return torch.tensor(stream[: rows * row_tokens]).view(rows, row_tokens)
+def choose_texts(read: Callable[[], Iterable[Record]], tokens: int) -> Iterator[str]:
+    """The texts of as many records as make `tokens` tokens, in the order read; of all records where they are fewer.
+
+    `read` is called twice. Records are chosen by the hash of their id, whatever their order, source and number: the
+    first pass adds up bytes by hash, the second yields the records below the hash at which there are enough.
+    """
+    sizes_bytes = np.zeros(BUCKETS, dtype=np.int64)
+    for record in read():
+        sizes_bytes[_bucket(record)] += len(record.all_text().encode("utf-8"))
+    last = int(np.searchsorted(sizes_bytes.cumsum(), tokens * BYTES_PER_TOKEN))
+    return (record.all_text() for record in read() if _bucket(record) <= last)
+
+
+def _bucket(record: Record) -> int:
+    return int.from_bytes(hashlib.sha256(record.id.encode("utf-8")).digest()[:2], "big")
+
+
+def to_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, row_tokens: int, folder: Path) -> torch.Tensor:
+    """Texts, each between BOS and EOS, joined and cut into rows: int32 [rows, row_tokens]; the tail is left out.
+
+    The ids lie in a nameless file on the disk of `folder`, mapped into memory: some recipes need 650 million of them.
+    """
+    tokens, left = 0, iter(texts)
+    with TemporaryFile(dir=folder) as file:
+        while some := list(islice(left, TEXTS_PER_CALL)):
+            stream = array("i")
+            for ids in tokenizer(some, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
+                stream.extend((tokenizer.bos_token_id, *ids, tokenizer.eos_token_id))
+            stream.tofile(file)
+            tokens += len(stream)
+        if tokens < row_tokens:
+            raise DataError(
+                f"{tokens} tokens of text do not fill one row of {row_tokens}",
+                "base.scratch.row_tokens",
+                "lower base.scratch.row_tokens in params.yaml, or add text to the sources",
+            )
+        file.flush()
+        # Copy on write: torch wants memory that it could write to.
+        rows = np.memmap(file, dtype=np.int32, mode="c", shape=(tokens // row_tokens, row_tokens))
+    return torch.from_numpy(rows)
 
 
 def pretrain(model: LlamaForCausalLM, rows: torch.Tensor, shape: ScratchModel, seed: int) -> list[float]:
@@ -62,7 +99,7 @@ def pretrain(model: LlamaForCausalLM, rows: torch.Tensor, shape: ScratchModel, s
     for step in progress(range(shape.pretrain_steps), shape.pretrain_steps, "step", "pretrain"):
         for group in optimizer.param_groups:
             group["lr"] = shape.learning_rate * _schedule(step, shape.pretrain_steps)
-        batch = rows[torch.randint(len(rows), (shape.batch_rows,), generator=generator)]
+        batch = rows[torch.randint(len(rows), (shape.batch_rows,), generator=generator)].long().to(model.device)
         loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

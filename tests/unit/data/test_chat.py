@@ -1,12 +1,14 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Split
 
 from finetune.chat_template import Rendered, compile_template
-from finetune.data.chat import Chat, SpecialIds, check_ids, encode, encode_record, flatten, special_text_in
+from finetune.data.encoding.chat import Chat, SpecialIds, check_ids, encode, encode_record, flatten, special_text_in
+from finetune.data.encoding.encoder import make_encoder
 from finetune.data.record import Message, make_record
 from finetune.errors import DataError
 
@@ -20,23 +22,33 @@ TWO_TURNS = make_record(
 )
 
 
-def chat(template=TEMPLATE):
-    vocabulary = {token: index for index, token in enumerate(["?", "<p>", "<s>", "</s>", *"abcdAU"])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, "?"))
+def chat(template=TEMPLATE, *, bytes_only=False):
+    """One token per character, or with `bytes_only` per byte: letters keep their ids, the bytes of é are 10 and 11."""
+    tokens = ["?", "<p>", "<s>", "</s>", *"abcdAU"]
+    tokenizer = Tokenizer(WordLevel({token: index for index, token in enumerate(tokens)}, "?"))
     tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
+    if bytes_only:
+        tokens = list(dict.fromkeys([*tokens, *"Ã©", *sorted(ByteLevel.alphabet())]))
+        tokenizer = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, []))
+        tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens(["<p>", "<s>", "</s>"])
     return Chat(
         tokenizer=tokenizer,
         template=compile_template(template, {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<p>"}, "t.jinja"),
-        ids=SpecialIds(bos=2, eos=3, pad=1, vocab_size=10),
+        ids=SpecialIds(bos=2, eos=3, pad=1, vocab_size=len(tokens)),
         special_texts=("<p>", "<s>", "</s>"),
     )
+
+
+def encoded_record(record, of, loss="assistant"):
+    return encode_record(record, of, make_encoder(of.tokenizer), loss)
 
 
 # <s> U a b A c </s> U d A c d </s>
 IDS = (2, 9, 4, 5, 8, 6, 3, 9, 7, 8, 6, 7, 3)
 
 
+@pytest.mark.parametrize("bytes_only", [False, True])
 @pytest.mark.parametrize(
     ("loss", "trained"),
     [
@@ -45,34 +57,50 @@ IDS = (2, 9, 4, 5, 8, 6, 3, 9, 7, 8, 6, 7, 3)
         ("all", (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)),
     ],
 )
-def test_ids_and_mask_of_a_two_turn_conversation(loss, trained):
-    encoded = encode_record(TWO_TURNS, chat(), loss)
-    assert encoded.input_ids == IDS
-    assert encoded.trained == tuple(map(bool, trained))
+def test_ids_and_mask_of_a_two_turn_conversation(loss, trained, bytes_only):
+    of = chat(bytes_only=bytes_only)
+    assert (make_encoder(of.tokenizer).fast is not None) == bytes_only
+    encoded = encoded_record(TWO_TURNS, of, loss)
+    assert encoded.input_ids.tolist() == list(IDS)
+    assert encoded.trained.tolist() == list(map(bool, trained))
     assert encoded.straddling == 0
 
 
+@pytest.mark.parametrize(
+    ("loss", "trained"),
+    [
+        ("assistant", [0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1]),
+        ("last_assistant", [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1]),
+    ],
+)
+def test_ids_and_mask_where_characters_have_several_bytes(loss, trained):
+    letters = ("é", "é", "éa", "aé")
+    turns = (Message(role, text) for role, text in zip(("user", "assistant") * 2, letters, strict=True))
+    encoded = encoded_record(make_record(source="s", messages=tuple(turns)), chat(bytes_only=True), loss)
+    # <s> U é A é </s> U é a A a é </s>
+    assert encoded.input_ids.tolist() == [2, 9, 10, 11, 8, 10, 11, 3, 9, 10, 11, 4, 8, 4, 10, 11, 3]
+    assert (encoded.trained.astype(int).tolist(), encoded.straddling) == (trained, 0)
+
+
 def test_a_plain_text_is_bos_text_eos_and_all_of_it_is_trained():
-    encoded = encode_record(make_record(source="s", text="ad"), chat(), "assistant")
-    assert (encoded.input_ids, encoded.trained) == ((2, 4, 7, 3), (True, True, True, True))
+    encoded = encoded_record(make_record(source="s", text="ad"), chat())
+    assert (encoded.input_ids.tolist(), encoded.trained.tolist()) == ([2, 4, 7, 3], [True, True, True, True])
 
 
 def test_a_token_that_straddles_an_edge_of_a_span_is_not_trained_and_is_counted():
     tokenizer = Tokenizer(WordLevel({"?": 0, "ab": 1, "cd": 2, "ef": 3}, "?"))
     tokenizer.pre_tokenizer = Split(Regex(".."), "isolated")
-    encoded = encode(Rendered("abcdef", ((1, 5),)), tokenizer, "assistant")
-    assert (encoded.input_ids, encoded.trained, encoded.straddling) == ((1, 2, 3), (False, True, False), 2)
+    encoded = encode(Rendered("abcdef", ((1, 5),)), make_encoder(tokenizer), "assistant")
+    assert encoded.input_ids.tolist() == [1, 2, 3]
+    assert (encoded.trained.tolist(), encoded.straddling) == ([False, True, False], 2)
 
 
 def test_every_piece_of_a_character_of_several_tokens_is_trained():
-    from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import ByteLevel
-
     vocabulary = {letter: index for index, letter in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer = Tokenizer(BPE(vocabulary, []))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
-    encoded = encode(Rendered("a🧠é", ((1, 3),)), tokenizer, "assistant")
-    assert encoded.trained == (False, True, True, True, True, True, True)
+    encoded = encode(Rendered("a🧠é", ((1, 3),)), make_encoder(tokenizer), "assistant")
+    assert encoded.trained.tolist() == [False, True, True, True, True, True, True]
 
 
 def test_tools_go_into_the_system_turn_and_calls_into_the_answer():
@@ -124,19 +152,19 @@ def test_a_text_that_spells_a_special_token_is_told():
 )
 def test_a_template_that_breaks_a_promise_is_refused(template, message):
     with pytest.raises(DataError, match=message):
-        encode_record(TWO_TURNS, chat(template), "assistant")
+        encoded_record(TWO_TURNS, chat(template))
 
 
 def test_a_template_may_open_every_turn_with_bos():
     every_turn = TEMPLATE.replace("{{ bos_token }}", "").replace("%}U", "%}{{ bos_token }}U")
-    encoded = encode_record(TWO_TURNS, chat(every_turn), "assistant")
-    assert encoded.input_ids == (*IDS[:7], 2, *IDS[7:])
+    encoded = encoded_record(TWO_TURNS, chat(every_turn))
+    assert encoded.input_ids.tolist() == [*IDS[:7], 2, *IDS[7:]]
     with pytest.raises(DataError, match=r"as many as its text spells \(1\); here they are at positions \[0, 2\]"):
-        check_ids((2, 9, 2), chat().ids, "r1", 1)
+        check_ids(np.array([2, 9, 2]), chat().ids, "r1", 1)
 
 
 def test_an_id_beyond_the_vocabulary_is_an_error_that_names_id_size_and_record():
     with pytest.raises(DataError, match="token id 10 is beyond the vocabulary of 10\n  where:  record r1"):
-        check_ids((2, 10, 3), chat().ids, "r1", 1)
+        check_ids(np.array([2, 10, 3]), chat().ids, "r1", 1)
     with pytest.raises(DataError, match="token id 9 is beyond the vocabulary of 5"):
-        encode_record(TWO_TURNS, replace(chat(), ids=SpecialIds(2, 3, 1, 5)), "assistant")
+        encoded_record(TWO_TURNS, replace(chat(), ids=SpecialIds(2, 3, 1, 5)))

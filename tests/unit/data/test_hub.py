@@ -1,251 +1,220 @@
-"""The real Hub client, in a process of its own, against a server on 127.0.0.1 that answers as the Hub does."""
+"""The real Hub client, in its own process, against a server on 127.0.0.1 that answers and fails as the Hub does."""
 
 import hashlib
 import json
-import os
-import shutil
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
-from test_bpe import PARAMS, TEXTS
+from hub_server import REVISION, SIGNATURE, TOKEN, Fault, fetch, fetch_each, run_program, serving, source
 
-from finetune.data.bpe import train
 from finetune.io import read_json
 
-ROOT = Path(__file__).parents[3]
-REVISION = "0123456789abcdef0123456789abcdef01234567"
-DATA = {"data/a.jsonl": b'{"messages": []}\n', "data/b.csv": b"x\n", "README.md": b"# data\n"}
-
-
-def model_files() -> dict[str, bytes]:
-    config = {"eos_token": "</s>", "bos_token": "<s>", "pad_token": "</s>", "chat_template": "old"}
-    return {
-        "config.json": b"{}",
-        "model.safetensors": b"weights" * 100,
-        "consolidated.safetensors": b"twice",
-        "original/model.safetensors": b"thrice",
-        "pytorch_model.bin": b"pickle",
-        "tokenizer.json": train(TEXTS, PARAMS).to_str().encode(),
-        "tokenizer_config.json": json.dumps(config).encode(),
-    }
-
-
-def blob_id(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-class Hub(BaseHTTPRequestHandler):
-    repos: dict[str, dict[str, bytes]] = {}  # noqa: RUF012
-    failures_left = 0
-    requests: list[str] = []  # noqa: RUF012
-    damaged = False
-
-    def log_message(self, *_):
-        return
-
-    def answer(self, status, content=b"", headers=None, *, body=True):
-        self.send_response(status)
-        for name, value in {"Content-Length": len(content), **(headers or {})}.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def do_HEAD(self):
-        self.serve(body=False)
-
-    def do_GET(self):
-        self.serve(body=True)
-
-    def serve(self, *, body):
-        path = unquote(self.path.split("?")[0]).lstrip("/")
-        Hub.requests.append(path)
-        if Hub.failures_left > 0:
-            Hub.failures_left -= 1
-            return self.answer(503, b"busy", body=body)
-        if "gated" in path:
-            return self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"}, body=body)
-        if "absent" in path:
-            return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
-        if "f" * 40 in path:
-            return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body=body)
-        if path.startswith("api/"):
-            repo = path.removeprefix("api/").split("/revision/")[0]
-            content = json.dumps(self.info(repo)).encode()
-            return self.answer(200, content, {"Content-Type": "application/json"}, body=body)
-        repo, _, name = path.partition("/resolve/")
-        content = Hub.repos[repo][name.removeprefix(REVISION + "/")]
-        if Hub.damaged:
-            content = content[::-1]
-        return self.answer(200, content, {"ETag": f'"{blob_id(content)}"', "X-Repo-Commit": REVISION}, body=body)
-
-    def info(self, repo):
-        siblings = []
-        for name, content in Hub.repos[repo.removeprefix("models/")].items():
-            entry = {"rfilename": name, "size": len(content), "blobId": blob_id(content)}
-            if name.endswith(".safetensors"):
-                entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 1}
-            siblings.append(entry)
-        return {"id": repo.split("/", 1)[1], "sha": REVISION, "siblings": siblings}
+MESSAGES, CSV = b'{"messages": []}\n', b"x\n"
+DATA = {"data/a.jsonl": MESSAGES, "data/b.csv": CSV, "README.md": b"# data\n", "other/c.jsonl": b"{}\n"}
+MODEL = {
+    "config.json": b"{}",
+    "model.safetensors": b"weights" * 100,
+    "consolidated.safetensors": b"twice",
+    "original/model.safetensors": b"thrice",
+    "pytorch_model.bin": b"pickle",
+    "tokenizer.json": b'{"version": "1.0"}',
+}
+BASE = {"kind": "hub", "repo_id": "team/model", "revision": REVISION}
+MIB = 1 << 20
+BIG = bytes(range(256)) * (24 * MIB // 256)
 
 
 @pytest.fixture
 def hub():
-    Hub.repos = {"datasets/team/data": DATA, "team/model": model_files()}
-    Hub.failures_left, Hub.damaged = 0, False
-    Hub.requests.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    yield from serving({"datasets/team/data": dict(DATA), "team/model": dict(MODEL)})
 
 
-PROGRAM = """
-import json, sys
-from pathlib import Path
-from finetune.data_sections import Fetch, KeepTokenizer, Split
-from finetune.errors import FinetuneError
-from finetune.runtime import pin_cpu_code_path
-from finetune.stages import fetch, tokenizer
-pin_cpu_code_path()  # A second time, as a child process of a stage would.
-source, base, work = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
-section = Fetch.model_validate({"local_dir": ".", "base_model": base, "sources": [
-    {"name": "s", "format": "messages", "license": "MIT", "language": None, "origin": source}]})
-try:
-    fetch.run(work / "raw", work / "base.json", work / "fetch.json", fetch=section)
-    if base["kind"] == "hub":
-        (work / "clean").mkdir()
-        (work / "clean/records.jsonl").write_text("")
-        tokenizer.run(work / "clean", work / "base.json", work / "tokenizer", work / "tokenizer.metrics.json",
-            tokenizer=KeepTokenizer(strategy="keep", chat_template="recipes/smoke/chat_template.jinja"),
-            split=Split(validation_share=0.1, test_share=0.1, mini_train_rows=1, pack_tokens=8))
-except FinetuneError as error:
-    sys.exit(str(error))
-"""
+def everything_below(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def fetch(hub, work, *, repo_id="team/data", revision=REVISION, files="data/*.jsonl", base=None, offline=""):
-    origin = {"kind": "hub", "repo_id": repo_id, "revision": revision, "files": files}
-    arguments = [json.dumps(origin), json.dumps(base or {"kind": "scratch"}), str(work)]
-    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(work / "hf"), "PYTHONPATH": str(ROOT / "src")}
-    # As a person runs it, not as a child of these tests, which have pinned the network off for themselves.
-    for name in ("FINETUNE_CALLER_OFFLINE", "HF_HUB_OFFLINE", "HF_TOKEN"):
-        environment.pop(name, None)
-    if offline:
-        environment["HF_HUB_OFFLINE"] = offline
-    command = [sys.executable, "-c", PROGRAM, *arguments]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
-def test_a_dataset_is_downloaded_at_its_commit_and_listed(hub, tmp_path):
-    done = fetch(hub, tmp_path)
+def test_a_dataset_is_downloaded_at_its_commit_listed_and_kept_once(hub, tmp_path):
+    done = fetch(hub, tmp_path, source())
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "raw/s/data/a.jsonl").read_bytes() == DATA["data/a.jsonl"]
+    assert (tmp_path / "raw/s/data/a.jsonl").read_bytes() == MESSAGES
     (entry,) = read_json(tmp_path / "raw/manifest.json")["sources"]
     assert entry == {
         "name": "s",
+        "use": "training",
         "format": "messages",
         "license": "MIT",
         "origin": "hub:team/data/data/*.jsonl",
         "revision": REVISION,
         "files": [
-            {
-                "path": "s/data/a.jsonl",
-                "sha256": hashlib.sha256(DATA["data/a.jsonl"]).hexdigest(),
-                "size_bytes": 17,
-            }
+            {"path": "s/data/a.jsonl", "sha256": hashlib.sha256(MESSAGES).hexdigest(), "size_bytes": len(MESSAGES)}
         ],
+        "streamed": None,
     }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.json", "fetch.json", "raw"]
+
+
+def test_a_long_listing_is_read_to_its_last_page(hub, tmp_path):
+    hub.repos["datasets/team/data"] |= {f"data/{number:02}.jsonl": b"%d\n" % number for number in range(11)}
+    assert fetch(hub, tmp_path, source()).returncode == 0
+    assert read_json(tmp_path / "fetch.json")["files"] == 12
 
 
 def test_a_hub_that_is_busy_twice_is_asked_again(hub, tmp_path):
-    Hub.failures_left = 2
-    done = fetch(hub, tmp_path)
+    hub.faults = [Fault(f"revision/{REVISION}", "busy"), Fault("a.jsonl", "busy")]
+    done = fetch(hub, tmp_path, source())
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "raw/s/data/a.jsonl").exists()
+    assert (tmp_path / "raw/s/data/a.jsonl").read_bytes() == MESSAGES
 
 
-@pytest.mark.parametrize(
-    ("change", "what", "remedy"),
-    [
-        ({"repo_id": "team/gated"}, "access is restricted", "/datasets/team/gated, then set HF_TOKEN"),
-        ({"repo_id": "team/absent"}, "no such repository, or no access", "check the name at"),
-        ({"revision": "f" * 40}, "no such commit", "/commits/main"),
-        ({"files": "*.parquet"}, "no file matches '*.parquet'; it has: README.md, data/a.jsonl", "mend `files`"),
-    ],
-)
-def test_what_the_hub_refuses_is_an_error_that_says_where_to_go(hub, tmp_path, change, what, remedy):
-    done = fetch(hub, tmp_path, **change)
+def test_what_the_hub_refuses_is_an_error_that_says_where_to_go(hub, tmp_path):
+    cases = [
+        ({"repo_id": "team/absent"}, "no such repository, or no access to it (HTTP 404)", "check the name at "),
+        ({"revision": "f" * 40}, "the repository has no such commit, branch or tag", "team/data/commits/main"),
+        ({"files": "*.parquet"}, "no file matches '*.parquet'; it has: README.md, data/a.jsonl, ", "mend `files`"),
+        ({"files": "nowhere/*.txt"}, "no file matches 'nowhere/*.txt'; it has: none there", "mend `files`"),
+    ]
+    errors = fetch_each(hub, tmp_path, *(source(**change) for change, _, _ in cases))
+    starts = [errors.find(text) for _, what, remedy in cases for text in (what, remedy)]
+    assert starts[0] == 0
+    assert len(starts) == 8
+    assert all(start >= 0 for start in starts)
+    # Nothing is asked twice: the commit, and a listing where it exists.
+    assert len(hub.requests) == 1 + 1 + 2 + 2
+
+
+def test_gated_sets_and_other_faults_are_named_together_before_any_download(hub, tmp_path):
+    hub.repos |= {"datasets/team/gated": {"data/g.jsonl": MESSAGES}, "datasets/team/secret": {"data/h.jsonl": MESSAGES}}
+    hub.gated = {"datasets/team/gated", "datasets/team/secret"}
+    local = {"kind": "local", "files": "*.csv"}
+    sources = [source(), source("g", repo_id="team/gated"), source("h", repo_id="team/secret")]
+    done = fetch(hub, tmp_path, *sources, {**source("l"), "origin": local}, local_dir=tmp_path, base=BASE)
     assert done.returncode == 1
-    assert what in done.stderr
-    assert remedy in done.stderr
-    assert len(Hub.requests) < 4
+    assert "3 faults:" in done.stderr
+    for name in ("gated", "secret"):
+        assert f"where:  dataset team/{name} at {REVISION}" in done.stderr
+        assert f"accept its terms at {hub.url}/datasets/team/{name}, then set HF_TOKEN" in done.stderr
+    assert "no file matches '*.csv'" in done.stderr
+    assert not [request for request in hub.requests if request.sent_bytes or request.path.startswith("cdn/")]
+    assert not (tmp_path / "raw").exists()
 
 
-def test_a_file_that_differs_from_the_hash_of_the_hub_is_refused(hub, tmp_path):
-    Hub.damaged = True
-    done = fetch(hub, tmp_path)
+def test_the_token_goes_to_the_hub_only_and_into_no_log_error_or_file(hub, tmp_path):
+    hub.gated = {"datasets/team/data"}
+    hub.repos["datasets/team/data"]["data/big.jsonl"] = BIG
+    hub.faults = [Fault("big.jsonl", "cut", 15 * MIB), Fault("a.jsonl", "busy")]
+    done = fetch(hub, tmp_path, source(), HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert "Trying to resume" in done.stderr
+    stored = [request for request in hub.requests if request.path.startswith("cdn/")]
+    assert {request.authorization for request in stored} == {None}
+    assert {request.authorization for request in hub.requests if request not in stored} == {f"Bearer {TOKEN}"}
+    hub.faults = [Fault("a.jsonl", "corrupt")]
+    refused = fetch(hub, tmp_path, source(files="data/a.jsonl"), HF_TOKEN=TOKEN)
+    assert refused.returncode == 1
+    written = (done.stderr + refused.stderr).encode() + everything_below(tmp_path)
+    for secret in (TOKEN, SIGNATURE):
+        assert secret.encode() not in written
+
+
+@pytest.mark.parametrize("kind", ["cut", "stall", "reset"])
+def test_a_download_that_breaks_ends_with_the_right_bytes(hub, tmp_path, kind):
+    hub.repos["datasets/team/data"]["data/a.jsonl"] = BIG
+    hub.faults = [Fault("a.jsonl", kind, 15 * MIB)]
+    done = fetch(hub, tmp_path, source())
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "raw/s/data/a.jsonl").read_bytes() == BIG
+    ranges = [request.range for request in hub.of("a.jsonl") if request.path.startswith("cdn/")]
+    # The client writes 10 MiB at a time. After a reset it starts the file again.
+    assert ranges == [None, None if kind == "reset" else f"bytes={10 * MIB}-"]
+
+
+def test_a_server_that_stays_silent_or_stalls_for_ever_ends_in_bounded_time(hub, tmp_path):
+    hub.repos["datasets/team/silent"] = {"data/s.jsonl": MESSAGES}
+    hub.faults = [Fault(f"silent/revision/{REVISION}", "silent", times=99), Fault("a.jsonl", "stall", 5, times=99)]
+    with ThreadPoolExecutor(2) as pool:
+        twice = (source(repo_id="team/silent"), source("t", repo_id="team/silent"))
+        silent = pool.submit(fetch, hub, tmp_path / "silent", *twice)
+        stalled = pool.submit(fetch, hub, tmp_path / "stalled", source())
+    for done in (silent.result(), stalled.result()):
+        assert done.returncode == 1
+        assert "the Hub does not answer, try after try: timed out" in done.stderr
+        assert "HF_HUB_DOWNLOAD_TIMEOUT" in done.stderr
+    # The second source is not asked for: nobody answers there.
+    assert len([request for request in hub.requests if "silent" in request.path]) == 4
+    assert len([request for request in hub.of("a.jsonl") if request.path.startswith("cdn/")]) == 6
+
+
+def test_a_wrong_byte_is_refused_and_a_second_try_downloads_only_that_file(hub, tmp_path):
+    hub.faults = [Fault("b.csv", "corrupt")]
+    sources = [source(files="data/*"), source("t", files="README.md")]
+    done = fetch(hub, tmp_path, *sources)
     assert done.returncode == 1
-    assert "data/a.jsonl has hash" in done.stderr
+    assert "data/b.csv has hash" in done.stderr
+    hub.requests.clear()
+    done = fetch(hub, tmp_path, *sources)
+    assert done.returncode == 0, done.stderr
+    assert [request.path.rpartition("/")[2] for request in hub.requests if request.sent_bytes] == ["b.csv", "README.md"]
+    hub.faults = [Fault("a.jsonl", "corrupt")]
+    assert "data/a.jsonl has hash" in fetch(hub, tmp_path, source()).stderr
 
 
-def test_a_base_model_comes_without_pickles_and_its_tokenizer_is_kept(hub, tmp_path):
-    done = fetch(hub, tmp_path, base={"kind": "hub", "repo_id": "team/model", "revision": REVISION})
+def test_a_disk_without_room_is_refused_with_the_numbers_before_any_download(hub, tmp_path):
+    hub.sizes = {"data/a.jsonl": 10**16, "model.safetensors": 10**16}
+    done = fetch(hub, tmp_path, source(), base=BASE)
+    assert done.returncode == 1
+    assert "20000000.000 GB are to be read, and the disk has" in done.stderr
+    assert not [request for request in hub.requests if request.sent_bytes]
+
+
+def test_a_base_model_comes_without_pickles_and_into_the_hub_cache(hub, tmp_path):
+    done = fetch(hub, tmp_path, source(), base=BASE)
     assert done.returncode == 0, done.stderr
     manifest = read_json(tmp_path / "base.json")
     assert (manifest["kind"], manifest["repo_id"], manifest["revision"]) == ("hub", "team/model", REVISION)
-    names = [file["path"] for file in manifest["files"]]
-    assert names == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-    config = read_json(tmp_path / "tokenizer/tokenizer_config.json")
-    assert (config["pad_token"], config["eos_token"], "chat_template" in config) == ("<pad>", "</s>", False)
-    assert sorted(path.name for path in (tmp_path / "tokenizer").iterdir()) == [
-        "chat_template.jinja",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "training_template.jinja",
-    ]
+    assert [file["path"] for file in manifest["files"]] == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert manifest["files"][1]["sha256"] == hashlib.sha256(b"weights" * 100).hexdigest()
+    blobs = sorted(path.stat().st_size for path in (tmp_path / "hf/hub/models--team--model/blobs").iterdir())
+    assert blobs == [2, 18, 700]
+    hub.requests.clear()
+    assert fetch(hub, tmp_path, source(), base=BASE).returncode == 0
+    assert not [request for request in hub.of("safetensors") if request.sent_bytes]
 
 
-def test_offline_by_the_callers_wish_takes_the_cache_and_asks_nobody(hub, tmp_path):
-    base = {"kind": "hub", "repo_id": "team/model", "revision": REVISION}
-    assert fetch(hub, tmp_path, base=base).returncode == 0
-    first = {name: (tmp_path / name).read_bytes() for name in ("raw/manifest.json", "base.json")}
-    Hub.requests.clear()
-    shutil.rmtree(tmp_path / "clean")
-    done = fetch(hub, tmp_path, base=base, offline="yes")
-    assert done.returncode == 0, done.stderr
-    assert {name: (tmp_path / name).read_bytes() for name in first} == first
-    assert Hub.requests == []
-    assert (
-        f"dataset team/data at {REVISION}: offline, taking the 1 files in the Hub cache for all it has" in done.stderr
-    )
-
-
-def test_offline_by_the_callers_wish_and_nothing_in_the_cache_says_what_to_do(hub, tmp_path):
-    done = fetch(hub, tmp_path, offline="1")
+def test_a_base_model_of_pickles_only_is_refused(hub, tmp_path):
+    del hub.repos["team/model"]["model.safetensors"]
+    done = fetch(hub, tmp_path, source(), base=BASE)
     assert done.returncode == 1
-    assert "the Hub cache does not hold it, and HF_HUB_OFFLINE forbids to download it" in done.stderr
-    assert "unset HF_HUB_OFFLINE" in done.stderr
-    assert Hub.requests == []
+    assert "it has no safetensors weights" in done.stderr
 
 
-def test_offline_a_file_of_the_cache_that_was_damaged_is_refused(hub, tmp_path):
-    assert fetch(hub, tmp_path).returncode == 0
-    (blob,) = (tmp_path / "hf/hub/datasets--team--data/blobs").iterdir()
+CARRY = "import sys, json; from huggingface_hub import snapshot_download; snapshot_download(**json.loads(sys.argv[1]))"
+
+
+def test_offline_by_the_callers_wish_takes_a_copy_of_the_cache_and_asks_nobody(hub, tmp_path):
+    for repo_type, repo_id in (("dataset", "team/data"), ("model", "team/model")):
+        wanted = {"repo_id": repo_id, "repo_type": repo_type, "revision": REVISION, "max_workers": 1}
+        assert run_program(CARRY, [json.dumps(wanted)], hub, tmp_path).returncode == 0
+    hub.requests.clear()
+    done = fetch(hub, tmp_path, source(), base=BASE, HF_HUB_OFFLINE="yes")
+    assert done.returncode == 0, done.stderr
+    assert hub.requests == []
+    assert (tmp_path / "raw/s/data/a.jsonl").read_bytes() == MESSAGES
+    assert [file["size_bytes"] for file in read_json(tmp_path / "base.json")["files"]] == [2, 700, 18]
+    assert f"dataset team/data at {REVISION}: offline, taking the 4 files" in done.stderr
+    (blob,) = (path for path in (tmp_path / "hf/hub/datasets--team--data/blobs").iterdir() if path.stat().st_size == 17)
     blob.write_bytes(b"other")
-    done = fetch(hub, tmp_path, offline="1")
+    done = fetch(hub, tmp_path, source(), HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert "data/a.jsonl has hash" in done.stderr
 
 
-def test_a_base_model_of_pickles_only_is_refused(hub, tmp_path):
-    del Hub.repos["team/model"]["model.safetensors"]
-    done = fetch(hub, tmp_path, base={"kind": "hub", "repo_id": "team/model", "revision": REVISION})
+def test_offline_by_the_callers_wish_and_nothing_in_the_cache_says_what_to_do(hub, tmp_path):
+    stream = {"kind": "hub_stream", "repo_id": "team/data", "revision": REVISION, "files": "*.jsonl"}
+    sources = [source(), {**source("t"), "origin": {**stream, "max_rows": 1, "max_bytes": None}}]
+    done = fetch(hub, tmp_path, *sources, HF_HUB_OFFLINE="1")
     assert done.returncode == 1
-    assert "it has no safetensors weights" in done.stderr
+    assert "the Hub cache does not hold it, and HF_HUB_OFFLINE forbids to download it" in done.stderr
+    assert "offline mode forbids to ask the Hub" in done.stderr
+    assert "unset HF_HUB_OFFLINE" in done.stderr
+    assert hub.requests == []

@@ -1,6 +1,6 @@
 import pytest
 
-from finetune.data.sources import RawFile, copy_verified, local_files, verified_files
+from finetune.data.fetching.sources import RawFile, copy_verified, local_files, verified_files
 from finetune.errors import DataError
 from finetune.io import write_json
 

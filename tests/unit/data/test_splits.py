@@ -1,15 +1,10 @@
+import pyarrow as pa
 import pytest
 
-from finetune.data.splits import (
-    answers,
-    assign,
-    check_splits,
-    leave_out_answered,
-    mini_train,
-    split_metrics,
-    split_rows,
-    trained_tokens,
-)
+from finetune.data.mixing.row_index import read_index
+from finetune.data.mixing.split_report import check_splits, split_metrics
+from finetune.data.splits import SPLITS, assign, trained_tokens
+from finetune.data.tables import TOKENS
 from finetune.errors import DataError
 
 
@@ -24,111 +19,138 @@ def row(identity, *, source="s", group=None, trained=(False, True)):
     }
 
 
+def index_of(rows, validation_share=0.1, test_share=0.1, batch_rows=7):
+    parts = [rows[start : start + batch_rows] for start in range(0, len(rows), batch_rows)]
+    batches = [pa.RecordBatch.from_pylist(part, schema=TOKENS) for part in parts]
+    return read_index(batches, validation_share, test_share)
+
+
+def ids_by_split(rows, *shares):
+    index = index_of(rows, *shares)
+    return {
+        name: [entry["id"] for entry, chosen in zip(rows, index.of_split(name), strict=True) if chosen]
+        for name in SPLITS
+    }
+
+
 ROWS = [row(str(number)) for number in range(200)]
+# With shares of 0.1: 8, 9 and 11 are train, 10 test, 13 validation.
+TRAIN, VALIDATION, TEST = "s/8", "s/13", "s/10"
 
 
 def test_the_split_is_a_function_of_the_group_name():
     # The first bytes of their SHA-256 are 54, 33, 07, 6b and 2b; test is below 1a (0.1 of 256), validation below 33.
     names = ["s/8", "s/9", "s/10", "s/11", "s/13"]
     assert [assign(name, 0.1, 0.1) for name in names] == ["train", "train", "test", "train", "validation"]
-    counts = {name: len(rows) for name, rows in split_rows(ROWS, 0.1, 0.1).items()}
-    assert counts == {"train": 159, "validation": 22, "test": 19}
+    assert {name: len(ids) for name, ids in ids_by_split(ROWS).items()} == {"train": 159, "validation": 22, "test": 19}
+
+
+@pytest.mark.parametrize("shares", [(0.1, 0.1), (0.05, 0.3), (1e-9, 0.5), (0.3, 1e-9)])
+def test_the_index_splits_as_each_group_alone(shares):
+    rows = [row(str(number), group=f"s/{number % 300}") for number in range(1000)]
+    assert [SPLITS[number] for number in index_of(rows, *shares).splits] == [assign(r["group"], *shares) for r in rows]
 
 
 def test_old_rows_stay_where_they_are_when_data_grows_or_the_validation_share_changes():
-    before = split_rows(ROWS, 0.1, 0.1)
-    after = split_rows([row(f"new{number}") for number in range(50)] + ROWS[::-1], 0.2, 0.1)
-    ids = {name: {entry["id"] for entry in rows} for name, rows in after.items()}
-    assert {entry["id"] for entry in before["test"]} <= ids["test"]
-    assert {entry["id"] for entry in before["validation"]} <= ids["validation"]
+    before = ids_by_split(ROWS, 0.1, 0.1)
+    after = ids_by_split([row(f"new{number}") for number in range(50)] + ROWS[::-1], 0.2, 0.1)
+    assert set(before["test"]) <= set(after["test"])
+    assert set(before["validation"]) <= set(after["validation"])
 
 
 def test_a_group_is_never_torn_apart():
     rows = [row(f"{group}-{part}", group=f"s/fil{group}") for group in range(40) for part in range(3)]
-    groups = [{entry["group"] for entry in part} for part in split_rows(rows, 0.3, 0.3).values()]
+    groups = [{identity.split("-")[0] for identity in ids} for ids in ids_by_split(rows, 0.3, 0.3).values()]
     assert all(groups)
     assert sum(map(len, groups)) == 40
 
 
-def test_mini_train_does_not_depend_on_the_order_of_the_rows():
-    assert [entry["id"] for entry in mini_train(ROWS[:8], 3)] == ["4", "3", "0"]
-    assert mini_train(ROWS[:8][::-1], 3) == mini_train(ROWS[:8], 3)
-    assert len(mini_train(ROWS[:2], 3)) == 2
-
-
 def test_the_first_token_is_never_trained():
     assert trained_tokens(row("a", trained=(True, True, False, True))) == 2
+    rows = [row("a", trained=(True, True, False, True)), row("b", trained=(True,)), row("c", trained=(False, True))]
+    index = index_of(rows)
+    assert index.trained_tokens.tolist() == [2, 0, 1]
+    assert index.tokens.tolist() == [4, 1, 2]
+
+
+def test_one_id_twice_is_an_error():
+    with pytest.raises(DataError, match="1 of 3 ids repeat another"):
+        index_of([row("a"), row("b"), row("a")])
 
 
 @pytest.mark.parametrize(
-    ("splits", "message"),
+    ("rows", "message"),
     [
+        ([row("a", group=VALIDATION), row("b", group=TEST)], "no row to train on .train 0, validation 1, test 1"),
         (
-            {"train": [], "validation": [row("a")], "test": [row("b")]},
-            "no row to train on .train 0, validation 1, test",
-        ),
-        (
-            {"train": [row("a", trained=(True, False))], "validation": [row("b")], "test": [row("c")]},
+            [row("a", group=TRAIN, trained=(True, False)), row("b", group=VALIDATION), row("c", group=TEST)],
             "no token of the 1 training rows is trained",
         ),
-        ({"train": [row("a")], "validation": [row("b")], "test": []}, "no row to test on"),
-        ({"train": [row("a")], "validation": [], "test": [row("b")]}, "no row to validate on"),
+        ([row("a", group=TRAIN)], "no row to test on"),
+        ([row("a", group=TRAIN), row("b", group=TEST)], "no row to validate on"),
     ],
 )
-def test_an_empty_split_is_an_error(splits, message):
+def test_an_empty_split_is_an_error(rows, message):
     with pytest.raises(DataError, match=message):
-        check_splits(splits, {}, sum(map(len, splits.values())))
+        check_splits(index_of(rows))
 
 
-def said(identity, *texts):
+def said(identity, group, *texts):
     """A row whose answers are `texts` (one token per letter), each after one token of prompt; "." is not trained."""
     letters = "".join(f".{text}" for text in texts)
-    return {**row(identity), "input_ids": [ord(letter) for letter in letters], "trained": [c != "." for c in letters]}
+    tokens = {"input_ids": [ord(letter) for letter in letters], "trained": [letter != "." for letter in letters]}
+    return {**row(identity, group=group), **tokens}
 
 
-def test_answers_are_whole_runs_of_eight_trained_tokens_at_least():
-    assert answers(said("a", "abcdefgh", "short", "123456789")) == {tuple(b"abcdefgh"), tuple(b"123456789")}
-    assert answers(said("b", "abcdefg")) == set()
+@pytest.mark.parametrize("batch_rows", [1, 3, 7])
+def test_a_held_out_row_with_any_answer_of_train_is_left_out(batch_rows):
+    rows = [
+        said("c", VALIDATION, "new answer", "ABCDEFGHI"),
+        said("d", VALIDATION, "seven77"),
+        said("e", TEST, "abcdefgh"),
+        said("f", TEST, "abcdefghi", "bcdefgh"),
+        said("a", TRAIN, "abcdefgh"),
+        said("b", TRAIN, "seven77", "ABCDEFGHI"),
+        said("g", TEST, "other answer"),
+    ]
+    index = index_of(rows, batch_rows=batch_rows)
+    assert index.left_out.tolist() == [True, False, True, False, False, False, False]
+    check_splits(index)
+    left_out = split_metrics(index)["left_out"]
+    assert left_out == {"answer_in_train": {"validation": {"s": 1}, "test": {"s": 1}}}
 
 
-def test_a_held_out_row_with_any_answer_of_train_is_left_out():
-    splits = {
-        "train": [said("a", "abcdefgh"), said("b", "seven77", "ABCDEFGHI")],
-        "validation": [said("c", "new answer", "ABCDEFGHI"), said("d", "seven77")],
-        "test": [said("e", "abcdefgh"), said("f", "abcdefghi", "bcdefgh"), said("g", "other answer")],
-    }
-    kept, left_out = leave_out_answered(splits)
-    names = {name: [entry["id"] for entry in rows] for name, rows in kept.items()}
-    assert names == {"train": ["a", "b"], "validation": ["d"], "test": ["f", "g"]}
-    assert {name: [entry["id"] for entry in rows] for name, rows in left_out.items()} == {
-        "validation": ["c"],
-        "test": ["e"],
-    }
-    check_splits(kept, left_out, 7)
-    with pytest.raises(DataError, match=r"8 rows in, 7 out \(train 2, validation 1, test 2, 1 of validation left out"):
-        check_splits(kept, left_out, 8)
+def test_an_answer_ends_with_its_row():
+    """All tokens are trained, so that only the bound between two rows parts their answers."""
+    whole = [row(name, group=group, trained=(True,) * 9) for name, group in (("a", TRAIN), ("b", TEST), ("c", TRAIN))]
+    assert index_of(whole).left_out.tolist() == [False, True, False]
+    whole[1]["input_ids"] = list(range(1, 10))
+    assert index_of(whole).left_out.tolist() == [False, False, False]
 
 
-@pytest.mark.parametrize("name", ["validation", "test"])
-def test_nothing_left_to_hold_out_is_an_error_that_says_why(name):
-    splits = {"train": [said("a", "abcdefgh")], "validation": [said("b", "x")], "test": [said("c", "y")]}
-    kept, left_out = leave_out_answered({**splits, name: [said("d", "abcdefgh")]})
-    with pytest.raises(DataError, match=rf"no row to .*{name} 0, .*1 of {name} left out: their answers are in train"):
-        check_splits(kept, left_out, 3)
+@pytest.mark.parametrize(("name", "group"), [("validation", VALIDATION), ("test", TEST)])
+def test_nothing_left_to_hold_out_is_an_error_that_says_why(name, group):
+    others = {"validation": VALIDATION, "test": TEST}
+    rows = [said("a", TRAIN, "abcdefgh"), said("d", group, "abcdefgh")]
+    rows += [said("b", other, "x") for other_name, other in others.items() if other_name != name]
+    with pytest.raises(DataError, match=rf"no row to .*{name} 0.*, 1 of {name} left out: their answers are in train"):
+        check_splits(index_of(rows))
 
 
 def test_metrics_by_source_and_split():
-    splits = {"train": [row("a"), row("b"), row("c", source="t")], "validation": [], "test": [row("d")]}
-    metrics = split_metrics(splits, {"validation": [row("e", source="t")], "test": []})
+    rows = [row("a", group=TRAIN), row("b", group="s/9"), row("c", source="t", group=TRAIN), row("d", group=TEST)]
+    rows += [said("e", "s/11", "abcdefgh"), {**said("f", VALIDATION, "abcdefgh"), "source": "t"}]
+    metrics = split_metrics(index_of(rows))
     assert metrics["sources"]["s"]["train"] == {
-        "rows": 2,
-        "share": 0.6667,
-        "groups": 2,
-        "tokens": 4,
-        "trained_tokens": 2,
+        "rows": 3,
+        "share": 0.75,
+        "groups": 3,
+        "tokens": 13,
+        "trained_tokens": 10,
     }
-    assert metrics["splits"]["test"]["share"] == 0.2
+    assert metrics["splits"]["test"]["share"] == 0.1667
+    assert metrics["splits"]["train"]["groups"] == 3
     assert metrics["sources"]["t"]["test"]["rows"] == 0
     assert metrics["sources"]["t"]["left_out"]["rows"] == 1
     assert metrics["left_out"] == {"answer_in_train": {"validation": {"s": 0, "t": 1}, "test": {"s": 0, "t": 0}}}
-    assert metrics["rows"] == 5
+    assert metrics["rows"] == 6

@@ -14,10 +14,14 @@ from transformers import AutoModelForCausalLM
 from finetune.errors import ExportError
 from finetune.export.merge import check_disk, check_memory, check_reload, count_parameters, merge_shards, shards_of
 from finetune.io import read_json, sha256_tree, write_json
-from finetune.training.model import attach_adapter, load_base, save_adapter
+from finetune.sections import Lora
+from finetune.training.model import add_adapter, attach_adapter, load_base, load_extended, save_adapter
+from finetune.training.vocabulary import Extension
 
 CPU = torch.device("cpu")
 PROBE = torch.tensor([[1, 5, 6, 7, 8, 9, 2]])
+# Row 5 stands for a reserved token of the base, 29 and 30 lie behind its last row.
+NEW_IDS = (5, 29, 30)
 
 
 def make_adapter(base: Path, folder: Path, *, scale: float = 0.2, **options: Any) -> Path:
@@ -46,7 +50,7 @@ def test_merged_logits_equal_base_with_adapter(
     adapter = make_adapter(base, tmp_path / "adapter", **options)
     target = tmp_path / "merged"
     target.mkdir()
-    counts = merge_shards(base, adapter, target, "float32")
+    counts = merge_shards(base, adapter, target, "float32", [])
     assert counts["changed_tensors"] == 2
     expected = logits(attach_adapter(load_base(base, None, torch.float32, CPU), adapter))
     merged, info = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, output_loading_info=True)
@@ -61,7 +65,7 @@ def test_sixteen_bit_merge_is_close_and_byte_equal_twice(tiny_base: Path, tmp_pa
     adapter = make_adapter(tiny_base, tmp_path / "adapter")
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        merge_shards(tiny_base, adapter, tmp_path / name, "bfloat16")
+        merge_shards(tiny_base, adapter, tmp_path / name, "bfloat16", [])
     assert sha256_tree(tmp_path / "a") == sha256_tree(tmp_path / "b")
     assert load_file(tmp_path / "a" / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
 
@@ -69,7 +73,7 @@ def test_sixteen_bit_merge_is_close_and_byte_equal_twice(tiny_base: Path, tmp_pa
 def test_an_adapter_that_changes_nothing_is_an_error(tiny_base: Path, tmp_path: Path) -> None:
     adapter = make_adapter(tiny_base, tmp_path / "adapter", scale=0.0)
     with pytest.raises(ExportError, match=r"the adapter changes no value of model\.layers\.0"):
-        merge_shards(tiny_base, adapter, tmp_path, "bfloat16")
+        merge_shards(tiny_base, adapter, tmp_path, "bfloat16", [])
 
 
 def test_an_adapter_of_another_base_is_an_error(tiny_base: Path, tmp_path: Path) -> None:
@@ -80,7 +84,7 @@ def test_an_adapter_of_another_base_is_an_error(tiny_base: Path, tmp_path: Path)
     with pytest.raises(
         ExportError, match=r"2 adapter weights have no counterpart in the base, such as model\.layers\.5"
     ):
-        merge_shards(tiny_base, adapter, tmp_path, "bfloat16")
+        merge_shards(tiny_base, adapter, tmp_path, "bfloat16", [])
 
 
 def test_a_tensor_that_cannot_be_merged_is_an_error(tiny_base: Path, tmp_path: Path) -> None:
@@ -88,7 +92,7 @@ def test_a_tensor_that_cannot_be_merged_is_an_error(tiny_base: Path, tmp_path: P
     file = adapter / "adapter_model.safetensors"
     save_file({**load_file(file), "base_model.model.lm_head.weight": torch.zeros(2, 2)}, file)
     with pytest.raises(ExportError, match=r"tensors that a merge does not know: base_model\.model\.lm_head\.weight"):
-        merge_shards(tiny_base, adapter, tmp_path, "bfloat16")
+        merge_shards(tiny_base, adapter, tmp_path, "bfloat16", [])
 
 
 def test_too_small_a_disk_is_refused_before_writing(
@@ -121,7 +125,7 @@ def test_shards_are_those_of_the_index_and_merge_as_one_file_does(untied_base: P
     assert count_parameters(sharded) == count_parameters(untied_base)
     for base, name in ((untied_base, "one"), (sharded, "many")):
         (tmp_path / name).mkdir()
-        merge_shards(base, adapter, tmp_path / name, "bfloat16")
+        merge_shards(base, adapter, tmp_path / name, "bfloat16", [])
     many, info = AutoModelForCausalLM.from_pretrained(tmp_path / "many", dtype=torch.float32, output_loading_info=True)
     check_reload(info, tmp_path / "many")
     one = AutoModelForCausalLM.from_pretrained(tmp_path / "one", dtype=torch.float32)
@@ -139,3 +143,107 @@ def test_a_weight_that_is_missing_on_reload_is_an_error(tmp_path: Path) -> None:
 def test_a_base_without_weights_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"no model\.safetensors, nor an index of shards"):
         shards_of(tmp_path)
+
+
+def make_extended_adapter(base: Path, folder: Path, ids: tuple[int, ...] = NEW_IDS) -> Path:
+    """An adapter with LoRA weights and rows of new tokens, all moved from their start."""
+    torch.manual_seed(1)
+    extension = Extension(ids, ids[-1] + 1)
+    lora = Lora(rank=4, alpha=8, dropout=0.0, use_dora=False, use_rslora=False, target_modules=["q_proj", "down_proj"])
+    model = add_adapter(load_extended(base, extension, None, torch.float32, CPU), lora, extension)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "trainable_tokens" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    save_adapter(model, folder)
+    return folder
+
+
+@pytest.mark.parametrize(("ids", "rows"), [(NEW_IDS, 31), ((27, 28), 29)], ids=["added", "padding"])
+@pytest.mark.parametrize("which", ["tiny_base", "untied_base"])
+def test_rows_of_new_tokens_are_merged_and_every_other_row_keeps_its_bytes(
+    which: str, ids: tuple[int, ...], rows: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    base = request.getfixturevalue(which)
+    adapter = make_extended_adapter(base, tmp_path / "adapter", ids)
+    (tmp_path / "merged").mkdir()
+    counts = merge_shards(base, adapter, tmp_path / "merged", "float32", ids)
+    tables = ["model.embed_tokens.weight"] if which == "tiny_base" else ["lm_head.weight", "model.embed_tokens.weight"]
+    assert counts == {
+        "tensors": 11 + len(tables) - 1,
+        "changed_tensors": 2 + len(tables),
+        "new_tokens": len(ids),
+    }
+    assert read_json(tmp_path / "merged/config.json")["vocab_size"] == rows
+    old, new = load_file(base / "model.safetensors"), load_file(tmp_path / "merged/model.safetensors")
+    assert old.keys() == new.keys()
+    held = load_file(adapter / "adapter_model.safetensors")
+    kept = [row for row in range(29) if row not in ids]
+    for name in tables:
+        assert new[name].shape == (rows, 64)
+        assert torch.equal(new[name][kept], old[name][kept].float())
+        module = name.removesuffix(".weight")
+        trained = held[f"base_model.model.{module}.token_adapter.trainable_tokens_delta"]
+        assert torch.equal(new[name][list(ids)], trained)
+
+    extended = load_extended(base, Extension(ids, rows), None, torch.float32, CPU)
+    merged, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "merged", dtype=torch.float32, output_loading_info=True
+    )
+    check_reload(info, tmp_path / "merged")
+    probe = torch.tensor([[1, *ids, 6, *ids, 7, 2]])
+    with torch.inference_mode():
+        expected = attach_adapter(extended, adapter)(probe).logits
+        obtained = merged.eval()(probe).logits
+    assert float((obtained - expected).abs().max()) < 1e-5
+    assert (merged.lm_head.weight is merged.model.embed_tokens.weight) is (which == "tiny_base")
+
+
+def test_rows_merge_over_shards_and_into_the_copy_that_some_makers_keep_of_a_tied_table(
+    tiny_base: Path, untied_base: Path, tmp_path: Path
+) -> None:
+    sharded = tmp_path / "sharded"
+    load_base(untied_base, None, torch.bfloat16, CPU).save_pretrained(sharded, max_shard_size="5KB")
+    copied = tmp_path / "copied"
+    shutil.copytree(tiny_base, copied)
+    tensors = load_file(copied / "model.safetensors")
+    copy = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file({**tensors, **copy}, copied / "model.safetensors", metadata={"format": "pt"})
+    for base, whole in ((sharded, untied_base), (copied, tiny_base)):
+        adapter = make_extended_adapter(whole, tmp_path / f"{base.name}-adapter")
+        target = tmp_path / f"{base.name}-merged"
+        target.mkdir()
+        merge_shards(base, adapter, target, "bfloat16", NEW_IDS)
+        merged, info = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, output_loading_info=True)
+        check_reload(info, target)
+        assert merged.config.vocab_size == merged.lm_head.weight.shape[0] == 31
+        extended = attach_adapter(load_extended(whole, Extension(NEW_IDS, 31), None, torch.float32, CPU), adapter)
+        assert float((logits(merged) - logits(extended)).abs().max()) < 2e-2
+
+
+def test_a_merge_that_loses_the_rows_is_an_error(untied_base: Path, tmp_path: Path) -> None:
+    plain = make_adapter(untied_base, tmp_path / "plain")
+    with pytest.raises(ExportError, match="has 3 new tokens, and the adapter holds rows of 0"):
+        merge_shards(untied_base, plain, tmp_path, "float32", NEW_IDS)
+    adapter = make_extended_adapter(untied_base, tmp_path / "adapter")
+    with pytest.raises(ExportError, match="has 0 new tokens, and the adapter holds rows of 3"):
+        merge_shards(untied_base, adapter, tmp_path, "float32", [])
+    with pytest.raises(ExportError, match="or of other ones"):
+        merge_shards(untied_base, adapter, tmp_path, "float32", (6, 29, 30))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    lost = "base_model.model.lm_head.token_adapter.trainable_tokens_delta"
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, adapter / "adapter_model.safetensors")
+    with pytest.raises(ExportError, match=r"the adapter names rows of lm_head and holds none"):
+        merge_shards(untied_base, adapter, tmp_path, "float32", NEW_IDS)
+
+
+def test_rows_for_a_base_of_another_size_are_an_error(tiny_base: Path, tmp_path: Path) -> None:
+    adapter = make_extended_adapter(tiny_base, tmp_path / "adapter")
+    smaller = tmp_path / "smaller"
+    shutil.copytree(tiny_base, smaller)
+    tensors = load_file(smaller / "model.safetensors")
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:27].clone()
+    save_file(tensors, smaller / "model.safetensors")
+    with pytest.raises(
+        ExportError, match=r"embed_tokens\.weight has 27 rows in the base, and the adapter leaves row 27"
+    ):
+        merge_shards(smaller, adapter, tmp_path, "float32", NEW_IDS)

@@ -6,10 +6,10 @@ import pytest
 import tiny_gguf
 
 from finetune.chat_template import SERVING_TEMPLATE, read_template
-from finetune.data.chat import flatten
-from finetune.data.chat import render as render_as_trained
+from finetune.data.encoding.chat import flatten
+from finetune.data.encoding.chat import render as render_as_trained
 from finetune.data.record import Message, make_record
-from finetune.data.tokenizer_files import load_chat
+from finetune.data.vocabulary.tokenizer_files import load_chat
 from finetune.errors import DataError, ExportError
 from finetune.export.gguf_vocab import GgufFacts, ends_generation, open_vocab, read_facts
 from finetune.export.parity import ParityReport, Trained, compare_prompts, read_trained, require_parity

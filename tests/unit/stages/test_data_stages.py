@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
 
 from finetune.data.record import Record
-from finetune.data.splits import answers
 from finetune.errors import DataError
 from finetune.io import read_json, read_jsonl, read_parquet, sha256_tree
 from finetune.params import load_params
@@ -17,6 +18,7 @@ from finetune.stages import clean, fetch, split, tokenize, tokenizer
 
 ROOT = Path(__file__).parents[3]
 SMOKE = load_params(ROOT / "recipes" / "smoke" / "params.yaml")
+SHARES = {"validation_share": SMOKE.split.validation_share, "test_share": SMOKE.split.test_share}
 
 
 def run_stages(out: Path, params=SMOKE) -> Path:
@@ -24,13 +26,15 @@ def run_stages(out: Path, params=SMOKE) -> Path:
     sample = params.fetch.model_copy(update={"local_dir": str(ROOT / params.fetch.local_dir)})
     template = {"chat_template": str(ROOT / params.tokenizer.chat_template)}
     fetch.run(out / "raw", base, out / "fetch.json", fetch=sample)
-    clean.run(out / "raw", cleaned, out / "clean.json", out / "f.csv", out / "s.csv", fetch=sample, clean=params.clean)
+    cleaning = (cleaned, out / "clean.json", out / "f.csv", out / "s.csv")
+    clean.run(out / "raw", *cleaning, fetch=sample, clean=params.clean, **SHARES)
     own = params.tokenizer.model_copy(update=template)
     tokenizer.run(cleaned, base, folder, out / "tokenizer.json", tokenizer=own, split=params.split)
     tokenize.run(cleaned, folder, out / "tokens", out / "tokenize.json", out / "l.csv", tokenize=params.tokenize)
-    split.run(
-        out / "tokens", out / "split", out / "split.json", out / "split.csv", seed=params.seed, split=params.split
-    )
+    plots = (out / "split.csv", out / "mix.csv")
+    made = [out / f"{name}.json" for name in ("fetch", "clean", "tokenizer", "tokenize")] + [out / "l.csv"]
+    outs = (out / "split", out / "report", out / "split.json", *plots)
+    split.run(out / "tokens", folder, cleaned, *made, *outs, seed=params.seed, split=params.split)
     return out
 
 
@@ -53,17 +57,19 @@ def clean_of(tmp_path, content, **rules):
     fetch.run(tmp_path / "raw", tmp_path / "base.json", tmp_path / "fetch.json", fetch=section)
     cleaned = tmp_path / "clean"
     rest = (cleaned, tmp_path / "clean.json", tmp_path / "f.csv", tmp_path / "s.csv")
-    clean.run(tmp_path / "raw", *rest, fetch=section, clean=SMOKE.clean.model_copy(update=rules))
+    clean.run(tmp_path / "raw", *rest, fetch=section, clean=SMOKE.clean.model_copy(update=rules), **SHARES)
     return cleaned
 
 
 def test_every_row_of_the_sample_is_accounted_for(smoke):
     numbers = read_json(smoke / "clean.json")
-    lost = sum(numbers["dropped"].values()) + sum(numbers["quarantined"].values()) + numbers["duplicates"]
-    assert numbers["rows_in"] == numbers["kept"] + lost
+    lost = sum(numbers["dropped"].values()) + numbers["duplicates"] + numbers["near_duplicates"]
+    assert numbers["rows_in"] == numbers["kept"] + lost + sum(numbers["quarantined"].values())
+    assert len(list(read_jsonl(smoke / "clean/dropped.jsonl"))) == lost
     assert sorted(numbers["dropped"]) == [
         "answer_too_short",
         "automatic_reply",
+        "contaminated_by_held_out",
         "link_only",
         "no_assistant",
         "record_too_long",
@@ -76,6 +82,13 @@ def test_every_row_of_the_sample_is_accounted_for(smoke):
     assert len(list(read_jsonl(smoke / "clean/repaired.jsonl"))) == numbers["repaired_texts"]["mojibake"]
     records = [Record.from_row(row) for row in read_jsonl(smoke / "clean/records.jsonl")]
     assert len({record.id for record in records}) == len(records) == numbers["kept"] > 500
+
+
+def answers(row):
+    """The answers of a row: its runs of trained token ids, of eight at least."""
+    pairs = zip(row["input_ids"], row["trained"], strict=True)
+    runs = (tuple(token for token, _ in run) for trained, run in groupby(pairs, key=itemgetter(1)) if trained)
+    return {run for run in runs if len(run) >= 8}
 
 
 def test_splits_hold_each_row_once_and_packing_loses_no_trained_token(smoke):
@@ -106,7 +119,7 @@ def test_splits_hold_each_row_once_and_packing_loses_no_trained_token(smoke):
 
 
 def test_an_answer_and_its_stop_token_are_what_is_trained(smoke):
-    from finetune.data.tokenizer_files import load_chat
+    from finetune.data.vocabulary.tokenizer_files import load_chat
 
     chat = load_chat(smoke / "tokenizer")
     records = {row["id"]: Record.from_row(row) for row in read_jsonl(smoke / "clean/records.jsonl")}

@@ -62,6 +62,7 @@ def make_outputs(root: Path, base: Path) -> list[Path]:
     write_json(root / "data/raw/manifest.json", {"sources": [source]})
     write_json(root / "data/base_manifest.json", {"kind": "scratch"})
     write_text(root / "data/evaluation/samples.jsonl", "{}\n")
+    write_text(root / "data/report/index.html", "<p>data</p>\n")
     for name, numbers in METRICS.items():
         write_json(root / f"metrics/{name}.json", numbers)
     rows = [[step, 4.0 / step, "" if step % 2 else 3.0 / step, 0.001, 1.0, 10 * step] for step in (1, 2, 3, 4)]
@@ -80,6 +81,7 @@ def make_outputs(root: Path, base: Path) -> list[Path]:
         root / "metrics",
         root / "plots",
         data / "evaluation/samples.jsonl",
+        data / "report",
         root / "dvc.lock",
         root / "dvc.yaml",
     ]
@@ -153,9 +155,12 @@ def test_the_trained_run_is_completed_not_doubled(outputs: list[Path]) -> None:
     dataset = run.inputs.dataset_inputs[0].dataset
     assert (dataset.name, len(dataset.digest)) == ("chat", 36)
     names = {
-        entry.path for folder in ("", "ollama", "plots") for entry in client.list_artifacts(run.info.run_id, folder)
+        entry.path
+        for folder in ("", "ollama", "plots", "report")
+        for entry in client.list_artifacts(run.info.run_id, folder)
     }
     assert {"samples.jsonl", "dvc.lock", "dvc.yaml", "params.yaml", "ollama/Modelfile", "plots/train_log.csv"} <= names
+    assert "report/index.html" in names
 
 
 def test_the_registry_answers_as_the_merged_model_does(outputs: list[Path]) -> None:

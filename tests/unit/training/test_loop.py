@@ -5,71 +5,21 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from tiny_training import CPU, KEPT, TARGETS, packed_rows, settings, train
 
+from finetune.data.tables import PACKED, write_parquet
 from finetune.errors import DataError
 from finetune.io import sha256_tree
-from finetune.sections import Lora, Quantization, TrainQlora
+from finetune.sections import Lora
 from finetune.training import loop
 from finetune.training.device import make_deterministic
-from finetune.training.model import add_adapter, four_bit_layers, load_base, save_adapter
-
-CPU = torch.device("cpu")
-TARGETS = ["v_proj", "q_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
-
-
-def settings(**changes: Any) -> TrainQlora:
-    return TrainQlora(
-        **{
-            "quantization": Quantization(format="nf4", double_quantization=True),
-            "compute_dtype": "float32",
-            "lora": Lora(rank=4, alpha=8, dropout=0.1, use_dora=False, use_rslora=False, target_modules=TARGETS),
-            "epochs": 2,
-            "micro_batch_rows": 2,
-            "gradient_accumulation_steps": 1,
-            "learning_rate": 0.03,
-            "scheduler": "cosine",
-            "warmup_share": 0.1,
-            "weight_decay": 0.0,
-            "max_gradient_norm": 1.0,
-            "optimizer": "adamw_torch_fused",
-            "gradient_checkpointing": False,
-            "log_every_steps": 1,
-            "evaluate_every_steps": 5,
-            "save_every_steps": 2,
-            "keep_checkpoints": 2,
-            **changes,
-        }
-    )
-
-
-def packed_rows(count: int = 10) -> list[dict[str, Any]]:
-    rows = []
-    for row in range(count):
-        ids = [1, *((3 + (row + at) % 26) for at in range(8)), 2] * 2
-        rows.append({"input_ids": ids, "labels": [-100, -100, *ids[2:10], -100, *ids[11:]], "seq_lengths": [10, 10]})
-    return rows
-
-
-def train(base: Path, tokenizer: Any, folder: Path, target: Path, use: TrainQlora, mirror: Any = None) -> list[Any]:
-    make_deterministic(3, 1)
-    model = add_adapter(load_base(base, use.quantization, torch.float32, CPU), use.lora)
-    entries = loop.train(
-        model,
-        tokenizer,
-        packed_rows(),
-        use,
-        seed=3,
-        folder=folder,
-        validate=lambda model: 1.5,
-        mirror=mirror or (lambda step, metrics: None),
-    )
-    save_adapter(model, target)
-    return entries
+from finetune.training.model import add_adapter, four_bit_layers, load_base
 
 
 def test_loss_falls_and_every_step_is_logged(tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
     seen: list[int] = []
-    entries = train(
+    _, entries = train(
         tiny_base,
         tiny_tokenizer,
         tmp_path / "run",
@@ -85,7 +35,7 @@ def test_loss_falls_and_every_step_is_logged(tiny_base: Path, tiny_tokenizer: An
 
 
 def test_a_run_that_was_cut_ends_in_the_same_bytes(tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
-    whole = train(tiny_base, tiny_tokenizer, tmp_path / "whole", tmp_path / "a", settings())
+    _, whole = train(tiny_base, tiny_tokenizer, tmp_path / "whole", tmp_path / "a", settings())
 
     class PowerCutError(Exception):
         pass
@@ -99,7 +49,7 @@ def test_a_run_that_was_cut_ends_in_the_same_bytes(tiny_base: Path, tiny_tokeniz
     # The newest checkpoint is torn, as by a power cut: the older good one must be used.
     torn = tmp_path / "cut" / "checkpoint-6" / "optimizer.pt"
     torn.write_bytes(torn.read_bytes()[:100])
-    resumed = train(tiny_base, tiny_tokenizer, tmp_path / "cut", tmp_path / "b", settings())
+    _, resumed = train(tiny_base, tiny_tokenizer, tmp_path / "cut", tmp_path / "b", settings())
     assert resumed == whole
     assert sha256_tree(tmp_path / "b") == sha256_tree(tmp_path / "a")
 
@@ -118,12 +68,12 @@ def test_trained_weights_stay_float32_on_four_bit_layers(tiny_base: Path, tiny_t
 
 def test_rows_without_a_trained_token_are_refused(tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
     rows = [{**row, "labels": [-100] * 20} for row in packed_rows()]
-    model = add_adapter(load_base(tiny_base, None, torch.float32, CPU), settings().lora)
+    model = add_adapter(load_base(tiny_base, None, torch.float32, CPU), settings().lora, KEPT)
     with pytest.raises(DataError, match="no token of the training rows is trained"):
         loop.train(
             model,
             tiny_tokenizer,
-            rows,
+            Dataset.from_list(rows),
             settings(),
             seed=1,
             folder=tmp_path,
@@ -158,11 +108,11 @@ def test_packed_documents_do_not_see_each_other(
             use.model_copy(update={"micro_batch_rows": 3, "gradient_accumulation_steps": 1}) if name == "alone" else use
         )
         make_deterministic(3, 1)
-        model = add_adapter(load_base(tiny_base, None, torch.float32, CPU), batch.lora)
+        model = add_adapter(load_base(tiny_base, None, torch.float32, CPU), batch.lora, KEPT)
         entries = loop.train(
             model,
             tiny_tokenizer,
-            rows,
+            Dataset.from_list(rows),
             batch,
             seed=3,
             folder=tmp_path / name,
@@ -177,7 +127,7 @@ def test_the_last_step_and_every_validation_are_logged_at_any_cadence(
     tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     use = settings(log_every_steps=50, evaluate_every_steps=4)
-    entries = train(tiny_base, tiny_tokenizer, tmp_path / "run", tmp_path / "adapter", use)
+    _, entries = train(tiny_base, tiny_tokenizer, tmp_path / "run", tmp_path / "adapter", use)
     assert [(entry["step"], entry["validation_loss"]) for entry in entries] == [(4, 1.5), (8, 1.5), (10, 1.5)]
 
 
@@ -186,4 +136,25 @@ def test_a_layer_that_a_merge_could_not_change_alone_is_refused(tiny_base: Path)
     with pytest.raises(
         DataError, match=r"no linear layer to adapt named lm_head(.|\n)*choose among: down_proj, gate_proj"
     ):
-        add_adapter(load_base(tiny_base, None, torch.float32, CPU), lora)
+        add_adapter(load_base(tiny_base, None, torch.float32, CPU), lora, KEPT)
+
+
+def test_rows_are_read_from_disk_and_give_the_same_adapter(
+    tiny_base: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    write_parquet(tmp_path / "packed.parquet", packed_rows(), PACKED)
+    rows = loop.open_rows(tmp_path / "packed.parquet", tmp_path / "run")
+    assert list(rows) == packed_rows()
+    assert rows.cache_files
+    assert loop.count_trained_tokens(rows) == 10 * 17
+    train(tiny_base, tiny_tokenizer, tmp_path / "run", tmp_path / "disk", settings(), rows=rows)
+    train(tiny_base, tiny_tokenizer, tmp_path / "other", tmp_path / "memory", settings())
+    assert sha256_tree(tmp_path / "disk") == sha256_tree(tmp_path / "memory")
+
+
+def test_a_missing_and_a_damaged_file_of_rows_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"file is missing(.|\n)*packed\.parquet(.|\n)*run `dvc repro`"):
+        loop.open_rows(tmp_path / "packed.parquet", tmp_path / "run")
+    (tmp_path / "packed.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"not a Parquet file: .*(.|\n)*delete the file and run `dvc repro`"):
+        loop.open_rows(tmp_path / "packed.parquet", tmp_path / "run")

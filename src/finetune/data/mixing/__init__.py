@@ -1,0 +1,1 @@
+"""Token rows -> splits, a mix of the sources, and packed rows."""

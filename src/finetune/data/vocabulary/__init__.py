@@ -1,0 +1,1 @@
+"""Text -> a tokenizer: trained, kept or extended, and what it costs."""

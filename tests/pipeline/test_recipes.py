@@ -1,0 +1,62 @@
+"""Every recipe, at miniature scale, from its files or a Hub on 127.0.0.1 to a Modelfile and a registered version."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clone import ROOT, clone, repro, stages_run
+from miniature import install, recipes
+from recipe_data import hub_files, local_files
+
+sys.path.insert(0, str(ROOT / "tests/unit/data"))
+from hub_server import TOKEN, State, serving
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(600)]
+# What the miniature's files lose, by source: literal counts, so that a row that goes missing is seen.
+EXPECTED: dict[str, dict[str, Any]] = {}
+
+
+@pytest.fixture
+def hub() -> Iterator[State]:
+    yield from serving({})
+
+
+def metrics(folder: Path, stage: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / f"metrics/{stage}.json").read_text(encoding="utf-8"))
+    return content
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_recipe_ends_with_a_modelfile_and_a_registered_version(recipe: str, tmp_path: Path, hub: State) -> None:
+    hub.repos.update(hub_files(recipe))
+    hub.gated.update({"datasets/Salesforce/xlam-function-calling-60k"} & set(hub.repos))
+    commits = re.findall("[0-9a-f]{40}", (ROOT / f"recipes/{recipe}/params.yaml").read_text(encoding="utf-8"))
+    hub.commits.update({commit: commit for commit in commits})
+    folder = clone(tmp_path / recipe)
+    install(folder, recipe, hub.url, local_files(recipe))
+    output = repro(folder, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf"), HF_TOKEN=TOKEN)
+    assert len(stages_run(output)) == 12
+    assert (folder / "models/ollama/Modelfile").read_text(encoding="utf-8").startswith("FROM ")
+    assert metrics(folder, "ollama_modelfile")["parity"] == 1.0
+    registered = json.loads((folder / "models/registered.json").read_text(encoding="utf-8"))
+    assert registered["alias"] == "challenger"
+    clean = metrics(folder, "clean")
+    for counts in clean["sources"].values():
+        lost = sum(counts["dropped"].values()) + sum(counts["quarantined"].values())
+        assert counts["rows_in"] == counts["kept"] + lost + counts["duplicates"] + counts["near_duplicates"] > 0
+    check_mix(folder)
+    assert (folder / "data/report/index.html").stat().st_size > 0
+
+
+def check_mix(folder: Path) -> None:
+    """Shares that the recipe asks for are obtained, within one record."""
+    mix = metrics(folder, "split")["mix"]["sources"]
+    for source, entry in mix.items():
+        if entry["requested_share"] is not None:
+            assert entry["obtained_share"] == pytest.approx(entry["requested_share"], abs=0.06), source
