@@ -23,11 +23,12 @@ from tokenizers.trainers import BpeTrainer
 from word_corpus import records
 
 from finetune.data.encoding.tokenizing import read_range
+from finetune.data.splits import HeldOutShares
 from finetune.data.vocabulary.bpe import special_tokens, train, train_on_words
 from finetune.data.vocabulary.tokenizer_corpus import Survey, is_learned, ranges_of, survey, training_words
 from finetune.data.vocabulary.tokenizer_report import fertility
 from finetune.data.workers import ordered_map
-from finetune.data_sections import Split, TrainTokenizer
+from finetune.data_sections import TrainTokenizer
 from finetune.io import read_json, write_json
 
 RESULT = Path(__file__).with_suffix(".json")
@@ -37,7 +38,7 @@ BATCH_TEXTS = 1_000
 COMPARED_BLOCKS = 110
 BOUNDED_BLOCKS = (450, 2300)
 BOUNDED_WORDS = 1_000_000
-SPLIT = Split(validation_share=0.01, test_share=0.01, mini_train_rows=1, pack_tokens=1, mix=None)
+SPLIT = HeldOutShares(0.01, 0.01)
 PARAMS = TrainTokenizer(
     strategy="train",
     chat_template="",

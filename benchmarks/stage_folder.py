@@ -58,7 +58,7 @@ def run_tokenizer(folder: Path, params: Params) -> None:
     template = str(ROOT / params.tokenizer.chat_template)
     section = params.tokenizer.model_copy(update={"vocab_size": VOCAB_SIZE, "chat_template": template})
     outs = (folder / "tokenizer", folder / "tokenizer.json")
-    tokenizer.run(folder / "clean", folder / "none.json", *outs, tokenizer=section, split=params.split)
+    tokenizer.run(folder / "clean", folder / "none.json", *outs, tokenizer=section, pack_tokens=2048, **SHARES)
 
 
 def run_tokenize(folder: Path, params: Params) -> None:

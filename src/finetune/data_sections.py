@@ -67,7 +67,10 @@ class NearDuplicates(Section):
 
 
 class Decontamination(Section):
-    """Training records that share a run of `ngram_words` words with a held-out or evaluation record are dropped."""
+    """Training records that share a run of `ngram_words` words with a held-out or evaluation record are dropped.
+
+    So are those that have a whole question of an evaluation set, however short; what many records say is template.
+    """
 
     ngram_words: Annotated[int, Field(ge=4)]
 
@@ -76,7 +79,11 @@ PersonalData = Literal["email", "phone", "iban", "payment_card", "ip_address"]
 
 
 class Clean(Section):
-    """What a kept record looks like. Lengths in characters; patterns are regular expressions on the answer."""
+    """What a kept record looks like. Lengths in characters; patterns are regular expressions on the answer.
+
+    The stage fails when more than `max_quarantined_share` of all rows cannot be read, or more than half of one source's
+    (more than `max_quarantined_share`, where that is above one half).
+    """
 
     normalization: Literal["NFC", "NFKC"]
     repair_mojibake: bool

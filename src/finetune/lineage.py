@@ -33,6 +33,9 @@ MAX_PARAM_CHARACTERS = 6000
 USERINFO = re.compile(r"(?<=://)[^\s'\"]*@")
 SECRET_QUERY = re.compile(r"(?i)([?&][\w-]*(?:password|passwd|token|secret)=)[^&\s'\"]+")
 # The tags that say from which state of the repository a version was registered.
+# What MLflow allows in the name of a metric.
+NOT_IN_NAMES = re.compile(r"[^\w.\- :/]", re.ASCII)
+
 SOURCE_TAGS = ("git.commit", "git.dirty", "dvc_lock_sha256")
 
 
@@ -126,7 +129,8 @@ def read_metrics(folder: Path) -> dict[str, float]:
     if not flat:
         raise DataError("no metrics", folder, "run `dvc repro`, which makes them")
     numbers = ((key, value) for entries in flat.values() for key, value in entries.items())
-    return {key: float(value) for key, value in numbers if type(value) in (int, float)}
+    # A reason may hold the name of any column: `filtered_lang(code)`.
+    return {NOT_IN_NAMES.sub("_", key): float(value) for key, value in numbers if type(value) in (int, float)}
 
 
 def read_curves(path: Path) -> dict[int, dict[str, float]]:

@@ -216,6 +216,15 @@ def french_sft_files() -> dict[str, dict[str, bytes]]:
         "datasets/FreedomIntelligence/alpaca-gpt4-french": {"alpaca-gpt4-french.json": sharegpt(parts[0])},
         "datasets/FreedomIntelligence/evol-instruct-french": {"evol-instruct-french.json": sharegpt(parts[1])},
         "datasets/FreedomIntelligence/sharegpt-french": {"sharegpt-french.json": sharegpt(parts[2])},
-        "datasets/R0k1e/UltraLink": {"ultralink_fr.jsonl": lines(ultralink)},
-        "datasets/angeluriot/french_instruct": {"dataset.jsonl": lines(instruct)},
+        "datasets/R0k1e/UltraLink": {
+            "README.md": b"# UltraLink\n",
+            "en_chat_agnostic.jsonl": b'{"data": ["not", "asked for"]}\n',
+            "fr_chat_agnostic.jsonl": lines(ultralink[::2]),
+            "fr_math.jsonl": lines(ultralink[1::2]),
+        },
+        "datasets/angeluriot/french_instruct": {
+            "README.md": b"# French Instruct\n",
+            "dataset.parquet": parquet_of(instruct),
+            "resources/misc/charts.png": b"no data",
+        },
     }

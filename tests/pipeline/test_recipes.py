@@ -11,15 +11,27 @@ from typing import Any
 
 import pytest
 from clone import ROOT, clone, repro, stages_run
-from miniature import install, recipes
+from miniature import MAX_TOKENS, install, recipes
 from recipe_data import hub_files, local_files
 
 sys.path.insert(0, str(ROOT / "tests/unit/data"))
 from hub_server import TOKEN, State, serving
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(600)]
-# What the miniature's files lose, by source: literal counts, so that a row that goes missing is seen.
-EXPECTED: dict[str, dict[str, Any]] = {}
+# Rows that are read, by source. A message tree counts its paths, and each message that is on none.
+ROWS_IN = {
+    "dolores_v5": {"dialogues": 120},
+    "tweet_style": {"tweets": 199},
+    "gpt2_guide": {"questions": 101},
+    "lora_mix": {"ultrachat": 70, "hh_rlhf": 70, "oasst2": 214, "vigogne": 70, "xlam": 38, "glaive": 37},
+    "french_sft": {"alpaca_gpt4": 59, "evol_instruct": 59, "sharegpt": 58, "ultralink": 58, "french_instruct": 58},
+}
+# Losses that the recipe's own filters and the damaged rows of its files must cause.
+LOST = {
+    "tweet_style": {"tweets": {"retweet": 12, "link_only": 5}},
+    "gpt2_guide": {"questions": {"empty_assistant": 1}},
+    "lora_mix": {"oasst2": {"filtered_lang": 4, "filtered_deleted": 70, "not_best_path": 70}},
+}
 
 
 @pytest.fixture
@@ -47,6 +59,11 @@ def test_recipe_ends_with_a_modelfile_and_a_registered_version(recipe: str, tmp_
     registered = json.loads((folder / "models/registered.json").read_text(encoding="utf-8"))
     assert registered["alias"] == "challenger"
     clean = metrics(folder, "clean")
+    rows_in = {source: counts["rows_in"] for source, counts in clean["sources"].items() if source in ROWS_IN[recipe]}
+    assert rows_in == ROWS_IN[recipe]
+    for source, reasons in LOST.get(recipe, {}).items():
+        losses = clean["sources"][source]["dropped"] | clean["sources"][source]["quarantined"]
+        assert reasons.items() <= losses.items()
     for counts in clean["sources"].values():
         lost = sum(counts["dropped"].values()) + sum(counts["quarantined"].values())
         assert counts["rows_in"] == counts["kept"] + lost + counts["duplicates"] + counts["near_duplicates"] > 0
@@ -55,8 +72,11 @@ def test_recipe_ends_with_a_modelfile_and_a_registered_version(recipe: str, tmp_
 
 
 def check_mix(folder: Path) -> None:
-    """Shares that the recipe asks for are obtained, within one record."""
-    mix = metrics(folder, "split")["mix"]["sources"]
-    for source, entry in mix.items():
+    """Shares that the recipe asks for are obtained, within one of the longest records."""
+    split = metrics(folder, "split")
+    mix = split["mix"]
+    whole = mix[mix["unit"]] if mix["unit"] else 0
+    record = 1 if mix["unit"] == "rows" else MAX_TOKENS
+    for source, entry in mix["sources"].items():
         if entry["requested_share"] is not None:
-            assert entry["obtained_share"] == pytest.approx(entry["requested_share"], abs=0.06), source
+            assert entry["obtained_share"] == pytest.approx(entry["requested_share"], abs=record / whole), source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from finetune.source_sections import Source
 SPELLED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 MAX_LEVELS = 200
-BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
+# A string that never ends goes to the end of the text: else each quote in it would be tried as the start of one.
+BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class RawRow:
     original: bytes | None
 
     def original_bytes(self) -> bytes:
-        """The bytes of the row in its file; of a Parquet row, its columns as JSON."""
+        """The bytes of the row in its file; of a Parquet row, the columns that were read as JSON."""
         if self.original is not None:
             return self.original
         return json.dumps(self.values, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
@@ -72,13 +74,16 @@ class Fault:
     original: bytes
 
     def to_row(self) -> dict[str, Any]:
-        """The line of quarantine.jsonl; the original bytes are base64, as they need not be text."""
+        """The line of quarantine.jsonl; the original bytes are base64, as they need not be text.
+
+        A lone surrogate in the detail, which quotes the row, is spelled `\\ud800`: UTF-8 cannot hold it.
+        """
         return {
             "file": self.place.file,
             "line": self.place.line,
             "byte_offset": self.place.byte_offset,
             "reason": self.reason,
-            "detail": self.detail,
+            "detail": self.detail.encode("utf-8", "backslashreplace").decode("utf-8"),
             "original_base64": base64.b64encode(self.original).decode("ascii"),
         }
 
@@ -148,7 +153,7 @@ def build(
             raise UnreadableRowError("empty_assistant", f"assistant turn is {message.content!r} and calls no tool")
     if tools is not None:
         _check_json(tools)
-    for part in (text, group):
+    for part in (text, group, language):
         if part is not None:
             _check_text(part)
     return make_record(
@@ -187,19 +192,21 @@ def _check_json(text: str) -> None:
 
 
 def _levels(text: str) -> int:
-    """How many brackets of a JSON text are open at most; those in strings do not count."""
+    """How many brackets of a JSON text are open at most, as far as is allowed; those in strings do not count."""
     levels = deepest = 0
     for token in BRACKETS.finditer(text):
         levels += (token[0] in "[{") - (token[0] in "]}")
         deepest = max(deepest, levels)
+        if deepest > MAX_LEVELS:
+            break
     return deepest
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise UnreadableRowError("duplicate_key", f"key {twice!r} stands twice in one object")
     return value
 

@@ -6,11 +6,20 @@ The share of one record does not depend on the others, their number or their ord
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any, Literal
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 TokenRow = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class HeldOutShares:
+    """The shares of the records that are kept from training, as section split of params.yaml has them."""
+
+    validation_share: float
+    test_share: float
 
 
 def assign(group: str, validation_share: float, test_share: float) -> SplitName:

@@ -12,7 +12,6 @@ from transformers import AutoTokenizer
 
 from finetune.data import splits
 from finetune.data.record import Record
-from finetune.data_sections import Split
 from finetune.io import read_json, read_jsonl, write_json
 from finetune.log import logger
 from finetune.sections import Base
@@ -21,7 +20,7 @@ from finetune.training.device import choose_device, make_deterministic
 from finetune.training.model import BASE_FILE, verify_base
 from finetune.training.pretrain import choose_texts, make_llama, pretrain, to_rows
 
-PARAMS = ("seed", "cpu_threads", "base", "split")
+PARAMS = ("seed", "cpu_threads", "base", "split.validation_share", "split.test_share")
 
 
 def run(
@@ -34,7 +33,8 @@ def run(
     seed: int,
     cpu_threads: int,
     base: Base,
-    split: Split,
+    validation_share: float,
+    test_share: float,
 ) -> None:
     """Make or name the model to adapt; held-out records are kept out of the pre-training text."""
     make_deterministic(seed, cpu_threads)
@@ -51,7 +51,8 @@ def run(
         return
     needed_tokens = base.scratch.pretrain_steps * base.scratch.batch_rows * base.scratch.row_tokens
     words = AutoTokenizer.from_pretrained(tokenizer)
-    rows = to_rows(choose_texts(partial(_read, clean, split), needed_tokens), words, base.scratch.row_tokens, target)
+    texts = choose_texts(partial(_read, clean, validation_share, test_share), needed_tokens)
+    rows = to_rows(texts, words, base.scratch.row_tokens, target)
     model = make_llama(base.scratch, words).to(choose_device())
     losses = pretrain(model, rows, base.scratch, seed)
     model.to("cpu", torch.bfloat16).save_pretrained(target)
@@ -64,11 +65,11 @@ def run(
     logger.info(summary + "%(last_loss).2f", numbers)
 
 
-def _read(clean: Path, split: Split) -> Iterator[Record]:
+def _read(clean: Path, validation_share: float, test_share: float) -> Iterator[Record]:
     """The training share of the records, then the tokenizer's own sources, whose text is in no split."""
     for row in read_jsonl(clean / "records.jsonl"):
         record = Record.from_row(row)
-        if splits.assign(record.group, split.validation_share, split.test_share) == "train":
+        if splits.assign(record.group, validation_share, test_share) == "train":
             yield record
     if (clean / "corpus.jsonl").is_file():
         yield from map(Record.from_row, read_jsonl(clean / "corpus.jsonl"))

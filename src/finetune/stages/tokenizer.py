@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
+from finetune.data.splits import HeldOutShares
 from finetune.data.vocabulary.bpe import train_on_words
 from finetune.data.vocabulary.extension import extend_base
 from finetune.data.vocabulary.tokenizer_corpus import survey, training_words
@@ -23,12 +23,12 @@ from finetune.data.vocabulary.tokenizer_report import (
     fertility,
     training_numbers,
 )
-from finetune.data_sections import ExtendTokenizer, KeepTokenizer, Split, TrainTokenizer
+from finetune.data_sections import ExtendTokenizer, KeepTokenizer, TrainTokenizer
 from finetune.io import fresh_folder, read_json, write_json
 from finetune.log import logger
 from finetune.stages._main import stage_main
 
-PARAMS = ("tokenizer", "split")
+PARAMS = ("tokenizer", "split.validation_share", "split.test_share", "split.pack_tokens")
 
 
 def run(
@@ -38,21 +38,22 @@ def run(
     metrics: Path,
     *,
     tokenizer: KeepTokenizer | ExtendTokenizer | TrainTokenizer,
-    split: Split,
+    validation_share: float,
+    test_share: float,
+    pack_tokens: int,
 ) -> None:
     """Train on the training share only, or keep or extend the base's; then check and measure it on held-out text."""
-    started = time.monotonic()
     fresh_folder(folder)
     files = [cleaned / "records.jsonl"]
     if isinstance(tokenizer, TrainTokenizer) and tokenizer.corpus is not None:
         files.append(cleaned / "corpus.jsonl")
-    found = survey(files, split)
+    found = survey(files, shares := HeldOutShares(validation_share, test_share))
     numbers: dict[str, Any] = {"strategy": tokenizer.strategy, "role_markers": 0, "trained_on_records": 0}
     base = None
     if isinstance(tokenizer, TrainTokenizer):
-        words, learned = training_words(found, tokenizer, split)
+        words, learned = training_words(found, tokenizer, shares)
         numbers |= training_numbers(words, learned)
-        write_trained(train_on_words(words, tokenizer), tokenizer, split.pack_tokens, folder)
+        write_trained(train_on_words(words, tokenizer), tokenizer, pack_tokens, folder)
     else:
         base = copy_base_tokenizer(read_json(base_manifest), folder)
     install_templates(Path(tokenizer.chat_template), folder)
@@ -70,10 +71,8 @@ def run(
     numbers["held_out"] = fertility(found.held_out, chat.tokenizer)
     numbers["held_out_by_base"] = None if extended_base is None else fertility(found.held_out, extended_base)
     write_json(metrics, numbers)
-    logger.info(
-        "%d tokens in %.1f s; markers %s", numbers["vocab_size"], time.monotonic() - started, numbers["markers"]
-    )
-    logger.info("trained on %d records; held-out text %s", numbers["trained_on_records"], numbers["held_out"])
+    summary = "%(vocab_size)d tokens, trained on %(trained_on_records)d records; held-out text %(held_out)s"
+    logger.info(summary, numbers)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,9 @@ def to_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, row_tokens
     with TemporaryFile(dir=folder) as file:
         while some := list(islice(left, TEXTS_PER_CALL)):
             stream = array("i")
-            for ids in tokenizer(some, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
+            # A web page that spells `</s>` does not end a document.
+            plain = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
+            for ids in tokenizer(some, **plain)["input_ids"]:
                 stream.extend((tokenizer.bos_token_id, *ids, tokenizer.eos_token_id))
             stream.tofile(file)
             tokens += len(stream)

@@ -139,11 +139,12 @@ def test_every_row_is_counted_once_and_the_outs_say_where_it_went(tmp_path):
 def test_the_held_out_copy_stays_and_among_equals_the_first(tmp_path):
     (test_group,) = groups_of("test", 1)
     (validation_group,) = groups_of("validation", 1)
-    trained = groups_of("train", 2)
+    *trained, third = groups_of("train", 3)
+    other = chat("Something else?", "Another answer", group=third)
     answer = "The very same answer in all of the rows"
     groups = [trained[0], validation_group, trained[1], test_group]
-    run = run_clean(tmp_path, {"a": [chat("Well?", answer, group=group) for group in groups]}, **LANGUAGES)
-    assert [record["group"] for record in run.rows()] == [f"a/{test_group}"]
+    run = run_clean(tmp_path, {"a": [chat("Well?", answer, group=group) for group in groups] + [other]}, **LANGUAGES)
+    assert [record["group"] for record in run.rows()] == [f"a/{test_group}", f"a/{third}"]
     run = run_clean(tmp_path, {"a": [chat("Well?", answer, group=group) for group in trained]}, **LANGUAGES)
     assert [record["group"] for record in run.rows()] == [f"a/{trained[0]}"]
 
@@ -218,6 +219,27 @@ def test_too_large_a_quarantined_share_names_counts_first_fault_and_file(tmp_pat
     assert caught.value.where == str(tmp_path / "clean/quarantine.jsonl")
     assert not (tmp_path / "clean/records.jsonl").exists()
     assert not (tmp_path / "clean/.scratch").exists()
+
+
+def test_a_source_that_is_mostly_broken_is_named_though_it_is_small_beside_the_others(tmp_path):
+    good = [chat(f"Question {number}?", f"Answer {number}") for number in range(100)]
+    rows = {"a": good, "b": [chat("Well?", "All is well"), b"{", b"[1"]}
+    with pytest.raises(DataError, match=r"2 of 3 rows of source b cannot be read \(.*\), more than the share 0.5"):
+        run_clean(tmp_path, rows, **LANGUAGES, max_quarantined_share=0.05)
+    run_clean(tmp_path / "half", {"a": good, "b": rows["b"][:2]}, **LANGUAGES, max_quarantined_share=0.05)
+
+
+def test_no_record_left_to_train_on_is_an_error_with_its_cause(tmp_path):
+    passage = " ".join(f"word{number}" for number in range(20))
+    (test,), (train,) = groups_of("test", 1), groups_of("train", 1)
+    rows = [chat("Well?", passage, group=test), chat("What?", f"{passage} again", group=train)]
+    with pytest.raises(DataError, match="no record of the train split is left, only of test 1: 2 rows in") as caught:
+        run_clean(tmp_path, {"a": rows}, **LANGUAGES)
+    assert "contaminated_by_held_out 1" in caught.value.what
+    assert "clean.decontamination" in caught.value.remedy
+    with pytest.raises(DataError, match="nothing dropped") as caught:
+        run_clean(tmp_path / "held_out", {"a": rows[:1]}, **LANGUAGES)
+    assert "lower split.validation_share" in caught.value.remedy
 
 
 def test_a_source_of_which_nothing_is_left_is_an_error_with_the_counts(tmp_path):

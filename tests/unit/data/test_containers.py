@@ -6,7 +6,7 @@ import pytest
 from parsing_support import outcome, parse, source, turns
 from pyarrow import parquet
 
-from finetune.data.reading import json_items
+from finetune.data.reading import json_items, lines
 from finetune.data.reading.formats import check_file, chunks, parse_chunk
 from finetune.data.rows import Fault, Parsed
 from finetune.errors import DataError
@@ -104,6 +104,39 @@ def test_an_array_that_never_closes_is_one_fault_after_the_good_items(tmp_path):
     assert rows[1].original == b'{"tex'
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("a.json", b'{\n  "data": [\n    {"text": "un"}\n  ]\n}\n'),
+        ("a.json", b'\n{"data": [\n  {"text": "un"}\n]}\n'),
+        ("a.json", b'{"data": {"text": "un",\r\n"b": 1}}'),
+        ("a.jsonl", b"\xef\xbb\xbf \n{ \r\n}"),
+    ],
+)
+def test_one_object_over_several_lines_is_an_error_with_its_remedy(tmp_path, file, content):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(DataError, match="one JSON object stands over several lines") as caught:
+        check_file(tmp_path, file, TEXT)
+    assert "JSON lines" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("a.json", ROWS),
+        ("a.json", b'{"text": "un'),
+        ("a.json", b'{"text": "un\n{"text": "deux"}\n'),
+        ("a.json", b'{"messages": [\n{"text": "deux"}\n'),
+        ("a.json", b'[\n{\n"text": "un"}]'),
+        ("a.jsonl", b'{"messages": [\n"text"\n'),
+        ("a.json", b'{"text": "{"}\n'),
+    ],
+)
+def test_a_broken_first_row_is_a_row_and_no_error(tmp_path, file, content):
+    (tmp_path / file).write_bytes(content)
+    check_file(tmp_path, file, TEXT)
+
+
 def test_a_string_may_go_on_over_any_block_of_an_array(tmp_path, monkeypatch):
     content = b'[{"text": "a\\\\\\"],[{"},\n{"text": "\\\\"}, {"text": "\\"}]"} ]'
     for block_bytes in range(1, 20):
@@ -141,6 +174,21 @@ def test_chunks_parse_to_the_rows_of_the_whole_file(tmp_path, kind):
     assert len({outcome(row) for row in parts}) >= 2
 
 
+def test_a_compressed_file_is_one_chunk_as_it_can_only_be_read_from_its_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 8)
+    for file, content, described in (
+        ("a.jsonl.gz", ROWS, TEXT),
+        ("a.json.gz", b'[{"text": "un"}, {"text": "deux"}]', TEXT),
+        ("a.csv.gz", b"text\nun\ndeux\ntrois\n", TEXT),
+        ("a.txt.gz", ROWS, TEXT),
+        ("a.gz", b"<|user|>\na\n\n<|system|>\nb\n", source("chatml")),
+    ):
+        (tmp_path / file).write_bytes(gzip.compress(content))
+        (chunk,) = chunks(tmp_path, file, described)
+        assert (chunk.start, chunk.end, chunk.first_line) == (0, None, 1)
+        assert len(list(parse_chunk(tmp_path, chunk, described))) >= 2
+
+
 def test_parquet_rows_are_read_by_row_group(tmp_path):
     rows = [
         {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "r"}]} for n in range(5)
@@ -158,6 +206,22 @@ def test_parquet_rows_are_read_by_row_group(tmp_path):
     assert parsed[0].place.byte_offset == parsed[1].place.byte_offset == 4
     assert 4 < parsed[2].place.byte_offset < (tmp_path / "a.parquet").stat().st_size
     assert parsed[3].original == b'{"messages": []}'
+
+
+def test_parquet_columns_that_nobody_reads_may_hold_anything_and_a_value_beyond_python_is_one_fault(tmp_path):
+    seconds = pyarrow.array([0, 10**15, 1], pyarrow.timestamp("s"))
+    table = pyarrow.table({"text": ["un", "deux", "trois"], "made": seconds, "other": seconds})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    for described, expected in (
+        (TEXT, ["un", "deux", "trois"]),
+        (source("text", columns={"group": "made"}), ["un", "broken_value", "trois"]),
+        (source("text", filters=[{"column": "made", "any_of": [None]}]), ["filtered_made", "broken_value"]),
+    ):
+        check_file(tmp_path, "a.parquet", described)
+        (chunk,) = chunks(tmp_path, "a.parquet", described)
+        rows = list(parse_chunk(tmp_path, chunk, described))
+        assert texts(rows)[: len(expected)] == expected
+        assert [row.place.line for row in rows] == [1, 2, 3]
 
 
 def test_a_bad_byte_in_a_parquet_text_is_one_fault(tmp_path):

@@ -20,6 +20,7 @@ def reasons(tmp_path, train, quiz, **rules):
 
 
 OTHER = chat("Something else?", "Nothing in common")
+TRAINED = {**OTHER, "group": groups_of("train", 1)[0]}
 
 
 def test_thirteen_shared_words_are_contamination_and_twelve_are_not(tmp_path):
@@ -35,9 +36,9 @@ def test_thirteen_shared_words_are_contamination_and_twelve_are_not(tmp_path):
 def test_the_repeated_record_is_named(tmp_path):
     quiz = [chat(numbered(100, 130), "ok"), chat(numbered(0, 30), "ok")]
     run = run_clean(
-        tmp_path, {"a": [chat("Well?", numbered(3, 20)), OTHER], "quiz": quiz}, [source_of("a"), QUIZ], **RULES
+        tmp_path, {"a": [chat("Well?", numbered(3, 20)), TRAINED], "quiz": quiz}, [source_of("a"), QUIZ], **RULES
     )
-    only = run_clean(tmp_path / "quiz", {"a": quiz[1:]}, **RULES)
+    only = run_clean(tmp_path / "quiz", {"a": [*quiz[1:], TRAINED]}, **RULES)
     (row,) = run.rows("dropped")
     assert (row["kept_id"], row["jaccard"]) == (only.rows()[0]["id"], None)
 
@@ -78,9 +79,58 @@ def test_a_run_that_many_records_of_a_set_have_is_its_template(tmp_path, records
 
 
 def test_a_text_that_was_copied_often_into_training_is_found_each_time(tmp_path):
-    train = [chat(f"Question {number}?", f"{numbered(0, 20)} and {number}") for number in range(30)]
+    train = [chat(f"Question {number}?", f"{numbered(0, 20)} and {number}") for number in range(20)]
     found = reasons(tmp_path, [*train, OTHER], [chat(numbered(0, 20), "ok")])
-    assert found == {line: "contaminated_by_quiz" for line in range(1, 31)}
+    assert found == {line: "contaminated_by_quiz" for line in range(1, 21)}
+
+
+def test_what_more_training_records_say_is_template_but_a_whole_long_question_is_not(tmp_path):
+    said = [chat(f"Question {number}?", f"{numbered(0, 20)} and {number}") for number in range(21)]
+    asked = [chat(numbered(50, 70).upper(), f"Answer {number}") for number in range(25)]
+    quiz = [chat("Well, what?", numbered(0, 20)), chat(numbered(50, 70), "ok")]
+    found = reasons(tmp_path, [*said, *asked, OTHER], quiz)
+    assert found == {line: "contaminated_by_quiz" for line in range(22, 47)}
+
+
+def test_where_a_template_ends_a_run_proves_by_the_words_that_are_its_own(tmp_path):
+    template = [chat(f"{numbered(0, 16)} about {number}?", f"Answer {number}") for number in range(21)]
+    six, seven = (chat(f"{numbered(0, 16)} {numbered(50, 50 + own)}!", "Well") for own in (6, 7))
+    quiz = [chat(f"{numbered(0, 16)} {numbered(50, 70)}", "ok")]
+    found = reasons(tmp_path, [*template, six, seven], quiz)
+    assert found == {23: "contaminated_by_quiz"}
+
+
+def test_a_fixed_instruction_leaves_the_records_in_training(tmp_path):
+    rows = [chat(f"{numbered(0, 16)}: {numbered(100 * row, 100 * row + 12)}", f"Answer {row}") for row in range(1, 81)]
+    run = run_clean(tmp_path, {"a": rows}, **RULES)
+    assert run.numbers()["kept"] == 80
+    assert run.numbers()["kept_of_split"]["train"] > 50
+
+
+def test_a_short_question_of_an_evaluation_set_is_found_as_a_whole_turn(tmp_path):
+    quiz = [chat("What is the capital of France?", "It is Paris, of course"), chat("Why is that?", "No reason")]
+    train = [
+        chat("what is the CAPITAL of France", "Paris"),
+        chat("A riddle, please", "What is the capital of France?"),
+        chat("So what is the capital of France?", "Paris"),
+        chat("What is it?", "It is Paris, of course"),
+        chat("Why is that?", "Because"),
+    ]
+    assert reasons(tmp_path, train, quiz) == {1: "contaminated_by_quiz", 2: "contaminated_by_quiz"}
+
+
+def test_short_questions_are_found_each_and_no_other_goes(tmp_path):
+    quiz = [chat(f"How many {thing} live in region number {place}?", "?") for place in range(100) for thing in "abc"]
+    copied = [chat(row["messages"][0]["content"].upper(), f"So many: {n}") for n, row in enumerate(quiz)]
+    others = [chat(f"How many {thing} live in town number {place}?", "Few") for place in range(100) for thing in "abc"]
+    found = reasons(tmp_path, [*copied, *others], quiz)
+    assert found == {line: "contaminated_by_quiz" for line in range(1, 301)}
+
+
+def test_held_out_records_share_short_turns_with_training(tmp_path):
+    (test,), trained = groups_of("test", 1), groups_of("train", 5)
+    rows = [chat(f"Question {group}", "Oui, bien sûr, avec grand plaisir", group=group) for group in (test, *trained)]
+    assert run_clean(tmp_path, {"a": rows}, **RULES).numbers()["kept"] == 6
 
 
 def test_training_repeats_no_held_out_record_which_stays_itself(tmp_path):
@@ -107,6 +157,7 @@ def test_held_out_comes_before_evaluation_sets_and_these_in_their_order(tmp_path
             chat("One?", numbered(0, 20), group=test),
             chat("Two?", f"{numbered(0, 20)} {numbered(50, 70)}", group=train),
             chat("Three?", numbered(50, 70), group=other),
+            TRAINED,
         ],
         "late": [chat(numbered(40, 90), "ok")],
         "early": [chat(numbered(40, 90), "ok")],
@@ -119,7 +170,7 @@ def test_an_evaluation_set_is_judged_by_no_rule_and_written_nowhere(tmp_path):
     quiz = [chat(numbered(0, 30), "A"), b"{broken"]
     sources = [source_of("a"), QUIZ]
     rules = {**RULES, "min_answer_characters": 2, "max_quarantined_share": 0.5}
-    run = run_clean(tmp_path, {"a": [OTHER], "quiz": quiz}, sources, **rules)
+    run = run_clean(tmp_path, {"a": [TRAINED], "quiz": quiz}, sources, **rules)
     counts = run.numbers()["sources"]["quiz"]
     assert (counts["rows_in"], counts["kept"], counts["quarantined"]) == (2, 1, {"broken_json": 1})
     assert [record["source"] for record in run.rows()] == ["a"]

@@ -3,19 +3,22 @@ import random
 import numpy as np
 import pytest
 
-from finetune.data.cleaning.near_duplicates import Bands, band_keys, band_plan, jaccard, near_duplicates, shingles
+from finetune.data.cleaning.near_duplicates import Bands, band_keys, band_plan, jaccards, near_duplicates, shingles
 
 BANDS = Bands(21, 6)
 
 
-def found_in(texts, min_jaccard=0.8, bands=BANDS, words=5):
+def compared(texts, min_jaccard=0.8, bands=BANDS, words=5):
+    """Near-duplicates, and the ranks of records that were partly compared."""
     lines = [text.encode() + b"\n" for text in texts]
     hashes, counts = shingles(b"".join(lines), np.cumsum([len(line) for line in lines]), words)
     keys = band_keys(hashes, counts, bands)
-    return [
-        (near.rank, near.kept, round(near.jaccard, 3))
-        for near in near_duplicates(keys, lambda rank: lines[rank], min_jaccard, words)
-    ]
+    found, partly = near_duplicates(keys, lambda rank: lines[rank], min_jaccard, words)
+    return [(near.rank, near.kept, round(near.jaccard, 3)) for near in found], partly
+
+
+def found_in(*arguments, **more):
+    return compared(*arguments, **more)[0]
 
 
 def numbered(first, last):
@@ -34,7 +37,8 @@ def test_bands_are_as_long_as_the_recall_allows(min_jaccard, permutations, bands
 def test_the_jaccard_is_the_true_one():
     # 20 words have 16 shingles; the second text has 15 of them and one more.
     assert found_in([numbered(0, 20), f"{numbered(0, 19)} other"]) == [(1, 0, 0.882)]
-    assert jaccard(np.array([1, 2, 3], dtype=np.uint64), np.array([2, 3, 4, 5], dtype=np.uint64)) == 0.4
+    own, *others = (np.array(numbers, dtype=np.uint64) for numbers in ([1, 2, 3], [2, 3, 4, 5], [9], [1, 2, 3]))
+    assert jaccards(own, others).tolist() == [0.4, 0.0, 1.0]
 
 
 def test_a_record_less_similar_than_asked_for_stays():
@@ -74,18 +78,36 @@ def test_pairs_at_the_threshold_are_found_as_often_as_the_plan_says():
     assert len(found) >= 990
 
 
-def test_a_corpus_of_one_template_takes_a_bounded_number_of_comparisons(monkeypatch):
-    compared = []
+def of_one_template(texts, common, own):
+    return [f"{numbered(0, common)} {numbered(100 * text, 100 * text + own)}" for text in range(1, texts + 1)]
 
-    def counting(left, right):
-        compared.append(1)
-        return jaccard(left, right)
 
-    monkeypatch.setattr("finetune.data.cleaning.near_duplicates.jaccard", counting)
-    monkeypatch.setattr("finetune.data.cleaning.near_duplicates.MAX_CANDIDATES", 5)
-    shared = numbered(0, 40)
-    assert found_in([f"{shared} {numbered(100 * text, 100 * text + 12)}" for text in range(1, 200)]) == []
-    assert 0 < len(compared) <= 5 * 199
+@pytest.mark.parametrize(("cap", "bound"), [("MAX_CANDIDATES", 5), ("BUCKET_RECORDS", 105)])
+def test_a_corpus_of_one_template_takes_a_bounded_number_of_comparisons(monkeypatch, cap, bound):
+    counts = []
+
+    def counting(own, others):
+        counts.append(len(others))
+        return jaccards(own, others)
+
+    monkeypatch.setattr("finetune.data.cleaning.near_duplicates.jaccards", counting)
+    monkeypatch.setattr(f"finetune.data.cleaning.near_duplicates.{cap}", 5)
+    found, partly = compared(of_one_template(200, 40, 12))
+    assert found == []
+    assert len(partly) > 100
+    assert 0 < sum(counts) <= bound * 200
+
+
+def test_planted_pairs_are_found_among_records_of_one_template():
+    texts = of_one_template(1000, 60, 8)
+    copies = [
+        f"{text.rsplit(' ', 5)[0]} {numbered(9 * 10**6 + 9 * place, 9 * 10**6 + 9 * place + 5)}"
+        for place, text in enumerate(texts[:100])
+    ]
+    found, partly = compared(texts + copies)
+    assert {(rank, kept) for rank, kept, _ in found} <= {(1000 + place, place) for place in range(100)}
+    assert len(found) >= 98
+    assert len(partly) < 100
 
 
 def test_a_small_cache_changes_nothing(monkeypatch):

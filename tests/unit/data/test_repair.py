@@ -75,3 +75,10 @@ def test_what_is_switched_off_is_not_done():
     repaired = repair_record(record, rules(repair_mojibake=False, unescape_html=False))
     assert repaired.record is record
     assert not +repaired.texts_by_repair
+
+
+def test_entities_in_code_are_what_the_author_shows():
+    text = "Écrivez `&lt;` &amp; non &lt; :\n```html\n<p>&amp;</p>\n```\nfin &eacute;"
+    repaired = repair_record(make_record(source="s", text=text), rules())
+    assert repaired.record.text == "Écrivez `&lt;` & non < :\n```html\n<p>&amp;</p>\n```\nfin é"
+    assert dict(+repaired.texts_by_repair) == {"html_entities": 1}

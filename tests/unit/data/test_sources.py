@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from finetune.data.fetching.sources import RawFile, copy_verified, local_files, verified_files
@@ -24,6 +26,13 @@ def test_a_missing_an_empty_and_an_escaping_file_are_errors_with_a_remedy(tmp_pa
     for pattern in ("../*.csv", "/etc/*"):
         with pytest.raises(DataError, match="leaves"):
             local_files(tmp_path, pattern, "tweets")
+
+
+def test_a_name_that_is_not_utf8_is_an_error_that_spells_it(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.csv")).write_text("x")
+    with pytest.raises(DataError, match=r"the name of the file is not UTF-8\n  where:  caf\\xe9\.csv\n") as caught:
+        local_files(tmp_path, "*.csv", "s")
+    assert "rename the file" in str(caught.value).encode("utf-8").decode("utf-8")
 
 
 def test_a_copy_is_listed_with_hash_and_size_and_a_later_change_is_found(tmp_path):

@@ -1,7 +1,8 @@
 import pytest
 from parsing_support import outcome, parse, source, turns
 
-from finetune.data.reading.formats import check_file
+from finetune.data.reading import lines
+from finetune.data.reading.formats import Chunk, check_file, chunks, parse_chunk
 from finetune.data.record import Message
 from finetune.data.rows import Fault
 from finetune.errors import DataError
@@ -96,6 +97,54 @@ def test_a_quote_that_swallows_many_rows_counts_each_of_their_lines(tmp_path):
     ]
     assert rows[0].detail == "21 lines from line 2 on would be one row: close the quote that opens there"
     assert (rows[-1].place.line, rows[-1].record.messages[1].content) == (23, "bon")
+
+
+@pytest.mark.parametrize("two_columns", [False, True])
+def test_a_stray_quote_that_swallows_rows_is_told_by_their_numbers_and_dates(tmp_path, two_columns):
+    swallowed = [b'1,"ouvert,2020-01-01\n', b"2,deux,2020-01-02\n", b"3,trois,2020-01-03\n", b'4,24",2020-01-04\n']
+    described, header = TWEETS, HEADER
+    if two_columns:
+        swallowed = [b'100000001,"ouvert\n', b"100000002,deux\n", b'100000003,24"\n']
+        described, header = source("text", columns={"text": "texte"}), b"id,texte\n"
+    rows = read(
+        tmp_path, header + b"".join(swallowed) + b"5,cinq,2020-01-05\n"[: -12 if two_columns else None], described
+    )
+    assert [(row.place.line, row.reason, row.original) for row in rows[:-1]] == [
+        (number, "open_quote", line) for number, line in enumerate(swallowed, 2)
+    ]
+    assert outcome(rows[-1]) == "parsed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Ma liste :\npommes, poires, cerises\nfin",
+        "Mes notes :\n1, bien, 2\n2, mal, 3\nfin",
+        "Dates :\n1, Lyon, 2024-05-06\nle soir, Brest, 2024-05-07",
+        "a\nb, c",
+        "a\n,,\n\n1,2",
+    ],
+)
+def test_a_list_in_a_cell_is_no_row(tmp_path, text):
+    (row,) = read(tmp_path, HEADER + f'1,"{text}",2024-05-06\n'.encode())
+    assert row.record.messages[1].content == text
+    last = source("text", prompt="Style", columns={"text": "texte", "group": "date"})
+    (row,) = read(tmp_path, b"texte,date\n" + f'"{text}",2024-05-06\n'.encode(), last)
+    assert row.record.messages[1].content == text
+    only = source("prompt_completion", columns={"prompt": "q", "completion": "r"})
+    (row,) = read(tmp_path, b"q,r\n" + f'Combien ?,"{text}"\n'.encode(), only)
+    assert row.record.messages[1].content == text
+
+
+def test_no_chunk_starts_between_quotes(tmp_path, monkeypatch):
+    block = b'1,"ouvert,2020-01-01\n2,deux,2020-01-02\n3,trois,2020-01-03\n4,24",2020-01-04\n5,x,2020-01-05\n'
+    (tmp_path / "t.csv").write_bytes(HEADER + block * 9)
+    whole = list(parse_chunk(tmp_path, Chunk("t.csv", 0, None, 1), TWEETS))
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 20)
+    cut = chunks(tmp_path, "t.csv", TWEETS)
+    assert len(cut) == 10
+    assert [row for chunk in cut for row in parse_chunk(tmp_path, chunk, TWEETS)] == whole
+    assert [outcome(row) for row in whole] == [*["open_quote"] * 4, "parsed"] * 9
 
 
 def test_a_quote_that_closes_nowhere_near_costs_one_line(tmp_path):

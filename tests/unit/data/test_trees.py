@@ -99,6 +99,32 @@ def test_a_filter_cuts_off_the_message_and_all_below_it(tmp_path):
     assert turns(rows[2]) == path("A", "A.2")
 
 
+def test_a_filter_comes_before_everything_else_that_is_asked_of_a_message(tmp_path):
+    rows = read(
+        tmp_path,
+        message("A", None, "prompter", lang="es", text=None),
+        message("A.1", "A", "assistant"),
+        message("B.1", "B", "assistant", lang="es"),
+        message("C", None, "narrator", lang="es"),
+        message("D", None, "prompter", "best", lang="es"),
+        {"lang": "es"},
+        message("F", 3, "prompter", lang="es"),
+        message("F", None, "prompter", lang="es"),
+    )
+    assert [outcome(row) for row in rows] == ["filtered_lang"] * 8
+
+
+def test_a_language_that_no_text_can_hold_is_a_fault(tmp_path):
+    rows = parse(
+        tmp_path,
+        "a.jsonl",
+        b'{"message_id": "A", "parent_id": null, "role": "user", "text": "q", "language": "\\ud800"}\n'
+        b'{"message_id": "B", "parent_id": "A", "role": "assistant", "text": "r"}\n',
+        source("message_tree"),
+    )
+    assert [outcome(row) for row in rows] == ["lone_surrogate"]
+
+
 def test_orphans_cycles_and_doubles_are_faults_with_all_below_them(tmp_path):
     rows = read(
         tmp_path,

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.cleaning.words import fold, folded, hash_runs, hash_words, lines_of
+from finetune.data.cleaning.words import fold, folded, hash_runs, hash_segments, hash_words, lines_of
 from finetune.data.record import Message, make_record
 
 
@@ -53,6 +53,15 @@ def test_runs_stay_within_their_segment_and_a_short_segment_may_be_one_run():
     assert runs[1] == hash_runs(hash_words(b"a b")[0], np.array([2]), 2, whole_if_shorter=False)[0][0]
 
 
+@given(st.lists(st.lists(st.text("ab", min_size=1, max_size=2), max_size=9), max_size=8))
+def test_whole_segments_are_equal_exactly_when_their_words_are(segments):
+    hashes, _ = hash_words(" ".join(" ".join(words) for words in segments).encode())
+    ends = np.cumsum([len(words) for words in segments], dtype=np.int64)
+    wholes = hash_segments(hashes, ends).tolist()
+    named = [tuple(words) for words in segments]
+    assert len(dict(zip(named, wholes, strict=True))) == len(set(named)) == len(set(wholes))
+
+
 @pytest.mark.parametrize("text", ["", " \n ", "\x1e"])
 def test_white_space_folds_to_nothing(text):
     assert folded(text) == ""
@@ -67,6 +76,6 @@ def test_what_was_said_stands_before_calls_and_results_and_the_system_prompt_now
         Message("assistant", "It is noon."),
     )
     assert lines_of(fold(make_record(source="a", messages=messages, tools='[{"name": "clock"}]'))) == (
-        b'what time is it?\n\nit is noon.\n\xfe[{"name": "clock"}]\n\xfenoon\n'
+        b'\xffwhat time is it?\n\nit is noon.\n\xfe[{"name": "clock"}]\n\xfenoon\n'
     )
-    assert lines_of(fold(make_record(source="a", text="Straße"))) == b"strasse\n"
+    assert lines_of(fold(make_record(source="a", text="Straße"))) == b"\xffstrasse\n"

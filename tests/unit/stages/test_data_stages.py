@@ -29,7 +29,9 @@ def run_stages(out: Path, params=SMOKE) -> Path:
     cleaning = (cleaned, out / "clean.json", out / "f.csv", out / "s.csv")
     clean.run(out / "raw", *cleaning, fetch=sample, clean=params.clean, **SHARES)
     own = params.tokenizer.model_copy(update=template)
-    tokenizer.run(cleaned, base, folder, out / "tokenizer.json", tokenizer=own, split=params.split)
+    tokenizer.run(
+        cleaned, base, folder, out / "tokenizer.json", tokenizer=own, pack_tokens=params.split.pack_tokens, **SHARES
+    )
     tokenize.run(cleaned, folder, out / "tokens", out / "tokenize.json", out / "l.csv", tokenize=params.tokenize)
     plots = (out / "split.csv", out / "mix.csv")
     made = [out / f"{name}.json" for name in ("fetch", "clean", "tokenizer", "tokenize")] + [out / "l.csv"]
@@ -79,7 +81,7 @@ def test_every_row_of_the_sample_is_accounted_for(smoke):
     assert {"broken_json", "empty_assistant", "invalid_utf8", "unknown_role"} <= set(numbers["quarantined"])
     assert sorted(numbers["repaired_texts"]) == ["html_entities", "mojibake"]
     assert len(list(read_jsonl(smoke / "clean/quarantine.jsonl"))) == sum(numbers["quarantined"].values())
-    assert len(list(read_jsonl(smoke / "clean/repaired.jsonl"))) == numbers["repaired_texts"]["mojibake"]
+    assert len(list(read_jsonl(smoke / "clean/repaired.jsonl"))) == sum(numbers["repaired_texts"].values())
     records = [Record.from_row(row) for row in read_jsonl(smoke / "clean/records.jsonl")]
     assert len({record.id for record in records}) == len(records) == numbers["kept"] > 500
 

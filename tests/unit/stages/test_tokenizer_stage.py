@@ -10,12 +10,12 @@ from finetune.data.fetching.hub import Repo
 from finetune.data.record import Message, make_record
 from finetune.data.splits import assign
 from finetune.data.vocabulary.bpe import train
-from finetune.data_sections import ExtendTokenizer, KeepTokenizer, NewToken, Split, TrainTokenizer
+from finetune.data_sections import ExtendTokenizer, KeepTokenizer, NewToken, TrainTokenizer
 from finetune.errors import DataError
 from finetune.io import read_json, sha256_tree, write_json, write_text
 from finetune.stages import tokenizer
 
-SPLIT = Split(validation_share=0.2, test_share=0.2, mini_train_rows=4, pack_tokens=64, mix=None)
+SPLIT = {"validation_share": 0.2, "test_share": 0.2, "pack_tokens": 64}
 TRAINED = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<' + m.role + '>' }}"
@@ -57,7 +57,7 @@ def work(tmp_path, monkeypatch):
 def run(work, section):
     own = section.model_copy(update={"chat_template": str(work / "template.jinja")})
     paths = (work / "clean", work / "base_manifest.json", work / "tokenizer", work / "metrics.json")
-    tokenizer.run(*paths, tokenizer=own, split=SPLIT)
+    tokenizer.run(*paths, tokenizer=own, **SPLIT)
     return read_json(work / "metrics.json")
 
 

@@ -10,7 +10,6 @@ import torch
 
 from finetune.data.record import Record, make_record
 from finetune.data.splits import assign
-from finetune.data_sections import Split
 from finetune.errors import DataError
 from finetune.io import read_json, write_json, write_jsonl
 from finetune.sections import Base, ScratchModel
@@ -30,7 +29,7 @@ SHAPE = ScratchModel(
     row_tokens=4,
     learning_rate=1e-3,
 )
-SPLIT = Split(validation_share=0.3, test_share=0.3, mini_train_rows=1, pack_tokens=8, mix=None)
+SHARES = {"validation_share": 0.3, "test_share": 0.3}
 
 
 def records(count: int) -> list[Record]:
@@ -86,7 +85,7 @@ def test_the_stage_reads_the_training_share_and_the_corpus_of_the_tokenizer(
     def text_tokens() -> int:
         paths = (tmp_path / "clean", tmp_path / "manifest.json", tmp_path / "tokenizer")
         out = (tmp_path / "base", tmp_path / "base.json")
-        base.run(*paths, *out, seed=1, cpu_threads=1, base=Base(scratch=SHAPE), split=SPLIT)
+        base.run(*paths, *out, seed=1, cpu_threads=1, base=Base(scratch=SHAPE), **SHARES)
         tokens: int = read_json(tmp_path / "base.json")["text_tokens"]
         return tokens
 

@@ -11,7 +11,7 @@ from finetune.data.cleaning.examine import examine
 from finetune.data.cleaning.near_duplicates import Bands, band_plan
 from finetune.data.cleaning.part_writer import PartWriter
 from finetune.data.cleaning.parts import EVALUATION, TEST, TOKENIZER, TRAIN, VALIDATION, Part
-from finetune.data.cleaning.repair import MOJIBAKE
+from finetune.data.cleaning.repair import HTML, MOJIBAKE
 from finetune.data.fetching.sources import verified_files
 from finetune.data.reading.formats import Chunk, check_file, chunks, parse_chunk
 from finetune.data.record import Record
@@ -103,7 +103,7 @@ def _take(ordinal: int, row: Row, source: Source, rules: Rules, writer: PartWrit
     else:
         examined = examine(row.record, rules.clean)
         writer.tally.repaired_texts += examined.texts_by_repair
-        if examined.texts_by_repair[MOJIBAKE]:
+        if examined.texts_by_repair[MOJIBAKE] or examined.texts_by_repair[HTML]:
             writer.keep_original(row.place, examined.record.id, row.record)
         # An evaluation set is repaired like the rest, so that its words compare, but what it asks is not ours to judge.
         if examined.reason is not None and source.use != "decontamination":

@@ -3,12 +3,17 @@
 A record is compared by the set of its runs of words (shingles). It goes when it shares `min_jaccard` of them with a
 record that stays, never because of a chain through one that went too. A record shorter than one shingle has one, all of
 its words; one without words has none and is no near-duplicate of anything.
+
+Work for each record is bounded: of a bucket the first record that stays and the last BUCKET_RECORDS are candidates, and
+of all candidates MAX_CANDIDATES are compared. In a corpus of one template most share the template's buckets, and few
+the small buckets that tell near ones from the rest; so who shares the smaller buckets is compared first. A record that
+stays while candidates were left out is reported as partly compared.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -22,8 +27,10 @@ from finetune.data.workers import batches
 
 # A pair that is exactly as similar as asked for becomes a candidate with this chance; the more similar, the surer.
 MIN_RECALL = 0.995
-# Verified at most, those that share most bands first: keeps a corpus of one template from taking quadratic time.
-MAX_CANDIDATES = 128
+# At most for one record, so that a corpus of one template does not take quadratic time. Near ones often stand close.
+BUCKET_RECORDS, MAX_CANDIDATES = 1024, 1024
+# Candidates that are compared at once; most near ones are the first.
+COMPARED_RECORDS = 128
 # Shingles hashed at a time: they and their permutation stay in a core's own cache.
 BLOCK_SHINGLES = 1 << 16
 # Shingle sets that are kept at hand while pairs are verified, in all.
@@ -31,6 +38,7 @@ CACHED_SHINGLES = 1 << 24
 LOADED_RECORDS, LOADED_BYTES = 256, 1 << 20
 HALF = np.uint64(32)
 
+NONE = array("q")
 # A record by its rank, and the numbers of the buckets that it shares with others.
 Member = tuple[int, list[int]]
 
@@ -96,16 +104,20 @@ def band_keys(hashes: U64, counts: I64, bands: Bands) -> U64:
     return keys
 
 
-def jaccard(left: U64, right: U64) -> float:
-    """Share of the common ones among all elements of two sorted arrays of distinct numbers."""
-    common = len(np.intersect1d(left, right, assume_unique=True))
-    return common / (len(left) + len(right) - common)
+def jaccards(own: U64, others: Sequence[U64]) -> NDArray[np.float64]:
+    """Share of the common ones among all elements of a sorted array of distinct numbers and of each other one."""
+    sizes = np.array([len(other) for other in others])
+    together = np.concatenate(others)
+    found = own[np.minimum(np.searchsorted(own, together), len(own) - 1)] == together
+    common = np.add.reduceat(found, np.cumsum(sizes) - sizes, dtype=np.int64)
+    shares: NDArray[np.float64] = common / (len(own) + sizes - common)
+    return shares
 
 
 def near_duplicates(
     keys_by_band: Iterable[U64], text_of: Callable[[int], bytes], min_jaccard: float, shingle_words: int
-) -> list[NearDuplicate]:
-    """Which records go, in the order of their ranks; one of a lower rank stays rather than one of a higher.
+) -> tuple[list[NearDuplicate], list[int]]:
+    """Which records go, by rank, and the ranks that were partly compared; of two the one of the lower rank stays.
 
     `keys_by_band`: for each band the keys of all records, by rank, 0 for none. `text_of`: the folded text of a rank.
     Memory: 8 bytes for each shingle of CACHED_SHINGLES, and about 30 for each place of a record in a bucket that it
@@ -114,24 +126,37 @@ def near_duplicates(
     sets = _ShingleSets(text_of, shingle_words)
     shared_buckets = _SharedBuckets(keys_by_band)
     first_kept = array("q", [-1]) * shared_buckets.count
-    more_kept: defaultdict[int, list[int]] = defaultdict(list)
-    found = []
+    more_kept: defaultdict[int, array[int]] = defaultdict(lambda: array("q"))
+    found, partly_compared = [], []
     for rank, buckets in _with_sets(shared_buckets, sets):
-        shared: Counter[int] = Counter()
-        for bucket in buckets:
-            if first_kept[bucket] >= 0:
-                shared[first_kept[bucket]] += 1
-                shared.update(more_kept.get(bucket, ()))
-        match = _first_near(rank, shared, sets, min_jaccard) if shared else None
+        in_buckets = [
+            (first_kept[bucket], more_kept.get(bucket, NONE)) for bucket in buckets if first_kept[bucket] >= 0
+        ]
+        candidates, all_compared = _candidates(in_buckets)
+        match = _first_near(rank, candidates, sets, min_jaccard)
         if match is not None:
             found.append(match)
             continue
+        if not all_compared:
+            partly_compared.append(rank)
         for bucket in buckets:
             if first_kept[bucket] < 0:
                 first_kept[bucket] = rank
             else:
                 more_kept[bucket].append(rank)
-    return found
+    return found, partly_compared
+
+
+def _candidates(in_buckets: Sequence[tuple[int, array[int]]]) -> tuple[list[int], bool]:
+    """Whom to compare a record with, given who stays in each of its buckets; and whether that is all of them."""
+    if not in_buckets:
+        return [], True
+    looked_at = [array("q", [first]) + more[-BUCKET_RECORDS:] for first, more in in_buckets]
+    ranks, places = np.unique(np.concatenate(looked_at), return_inverse=True)
+    weights = np.repeat([1 / (1 + len(more)) for _, more in in_buckets], [len(own) for own in looked_at])
+    order = np.lexsort((ranks, -np.bincount(places, weights=weights)))[:MAX_CANDIDATES]
+    left_out = len(order) < len(ranks) or any(len(more) > BUCKET_RECORDS for _, more in in_buckets)
+    return ranks[order].tolist(), not left_out
 
 
 class _ShingleSets:
@@ -169,15 +194,13 @@ def _with_sets(records: Iterable[Member], sets: _ShingleSets) -> Iterator[Member
         yield from block
 
 
-def _first_near(rank: int, shared: Counter[int], sets: _ShingleSets, min_jaccard: float) -> NearDuplicate | None:
-    own = sets[rank]
-    for other, _ in sorted(shared.items(), key=lambda item: (-item[1], item[0]))[:MAX_CANDIDATES]:
-        theirs = sets[other]
-        # The smaller set over the larger bounds the Jaccard from above.
-        if min(len(own), len(theirs)) < min_jaccard * max(len(own), len(theirs)):
-            continue
-        if (similarity := jaccard(own, theirs)) >= min_jaccard:
-            return NearDuplicate(rank, other, similarity)
+def _first_near(rank: int, candidates: Sequence[int], sets: _ShingleSets, min_jaccard: float) -> NearDuplicate | None:
+    for first in range(0, len(candidates), COMPARED_RECORDS):
+        others = candidates[first : first + COMPARED_RECORDS]
+        similarities = jaccards(sets[rank], [sets[other] for other in others])
+        near = np.flatnonzero(similarities >= min_jaccard)
+        if len(near):
+            return NearDuplicate(rank, others[near[0]], float(similarities[near[0]]))
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +14,7 @@ import numpy as np
 
 from finetune.data.cleaning.counts import SourceCounts
 from finetune.data.cleaning.part_writer import dropped_line
-from finetune.data.cleaning.parts import Part, Parts, Rows
+from finetune.data.cleaning.parts import TEST, TRAIN, VALIDATION, Part, Parts, Rows
 from finetune.data.cleaning.selection import DUPLICATE, NEAR_DUPLICATE, Gone
 from finetune.data.rows import Place
 from finetune.io import replacing
@@ -23,6 +23,7 @@ READ_BYTES = 8 << 20
 OUT_OF_USE = {"training": "records.jsonl", "tokenizer": "corpus.jsonl"}
 DROPPED = "dropped.jsonl"
 UNKNOWN = "unknown"
+SPLITS = {TEST: "test", VALIDATION: "validation", TRAIN: "train"}
 
 
 def join(parts: Parts, ending: str, target: Path) -> None:
@@ -50,7 +51,9 @@ def write_outs(parts: Parts, gone: Gone, uses: Mapping[str, str], cleaned_dir: P
             stays = np.ones(part.records, dtype=bool)
             stays[places] = False
             rows = part.rows()
-            _count(counts[part.source], part, rows[stays], Gone(own, gone.reasons))
+            first, last = np.searchsorted(gone.partly_compared, [indexes.start, indexes.stop])
+            counts[part.source].partly_compared += int(last - first)
+            _count(counts[part.source], part, rows[stays], own, gone.reasons)
             if (name := OUT_OF_USE.get(uses[part.source])) is not None:
                 for _, _, content in part.pieces("records", stays, READ_BYTES):
                     outs[name].write(content)
@@ -61,14 +64,15 @@ def write_outs(parts: Parts, gone: Gone, uses: Mapping[str, str], cleaned_dir: P
     return counts
 
 
-def _count(counts: SourceCounts, part: Part, kept: Rows, gone: Gone) -> None:
+def _count(counts: SourceCounts, part: Part, kept: Rows, gone: Rows, reasons: Sequence[str]) -> None:
     counts.add(part.tally)
-    reasons = np.bincount(gone.rows["reason"], minlength=len(gone.reasons)).tolist()
-    by_reason = dict(zip(gone.reasons, reasons, strict=True))
+    by_reason = dict(zip(reasons, np.bincount(gone["reason"], minlength=len(reasons)).tolist(), strict=True))
     counts.duplicates += by_reason.pop(DUPLICATE)
     counts.near_duplicates += by_reason.pop(NEAR_DUPLICATE)
     counts.dropped.update({reason: count for reason, count in by_reason.items() if count})
     counts.kept += len(kept)
+    populations = np.bincount(kept["population"], minlength=len(SPLITS)).tolist()
+    counts.kept_of_split.update({name: populations[number] for number, name in SPLITS.items()})
     counts.characters += int(kept["characters"].sum())
     numbers, kept_of_language = np.unique(kept["language"], return_counts=True)
     for number, count in zip(numbers.tolist(), kept_of_language.tolist(), strict=True):

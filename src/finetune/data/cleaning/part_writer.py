@@ -51,7 +51,7 @@ class PartWriter:
         self._open["dropped"].write(b"%d %b" % (ordinal, line))
 
     def keep_original(self, place: Place, repaired_id: str, original: Record) -> None:
-        """Note what a record was before its mojibake was repaired."""
+        """Note what a record was before its mojibake or entities were repaired."""
         where = {"file": place.file, "line": place.line, "repaired_id": repaired_id}
         self._open["repaired"].write(json_line({**where, "original": original.to_row()}))
 

@@ -14,6 +14,8 @@ from finetune.data.record import Message, Record, make_record
 from finetune.data_sections import Clean
 
 MOJIBAKE, MOJIBAKE_UNCERTAIN, HTML, NORMALIZATION = "mojibake", "mojibake_uncertain", "html_entities", "normalization"
+# Fenced blocks and spans of Markdown: there `&lt;` is what the author shows, not what a program left behind.
+CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 ENTITY = re.compile(r"&(#[0-9]+;|#[xX][0-9a-fA-F]+;|[A-Za-z][A-Za-z0-9]*;)")
 
 
@@ -48,7 +50,10 @@ def _repair_text(text: str, rules: Clean, counts: Counter[str]) -> str:
         text, uncertain = repair_mojibake(original)
         counts[MOJIBAKE] += text != original
     if rules.unescape_html and "&" in text:
-        fixed = ENTITY.sub(_unescape, text)
+        parts = CODE.split(text)
+        # Every second part is code.
+        parts[::2] = [ENTITY.sub(_unescape, part) for part in parts[::2]]
+        fixed = "".join(parts)
         counts[HTML] += fixed != text
         if rules.repair_mojibake and fixed != text:
             # `&Atilde;&copy;` hides its damage behind the entities.

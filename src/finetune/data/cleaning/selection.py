@@ -20,6 +20,7 @@ from finetune.data.cleaning.near_duplicates import band_plan, near_duplicates
 from finetune.data.cleaning.parts import EVALUATION, TRAIN, Parts
 from finetune.data.cleaning.words import I64, U64
 from finetune.data_sections import Clean, Decontamination, NearDuplicates
+from finetune.log import logger
 
 DUPLICATE, NEAR_DUPLICATE, CONTAMINATED_BY = "duplicate", "near_duplicate", "contaminated_by_"
 HELD_OUT = "held_out"
@@ -30,10 +31,14 @@ GONE = np.dtype([("record", "<i8"), ("reason", "<i2"), ("kept", "<i8"), ("jaccar
 
 @dataclass(frozen=True)
 class Gone:
-    """The records that go, by ascending index; one is named for each that stays in its place or that it repeats."""
+    """The records that go, by ascending index; one is named for each that stays in its place or that it repeats.
+
+    `partly_compared`: indexes, ascending, of records that stay though not all that may be near were compared with them.
+    """
 
     rows: NDArray[np.void]
     reasons: tuple[str, ...]
+    partly_compared: I64
 
 
 def select(parts: Parts, rules: Clean, evaluation_sets: Sequence[str], scratch: Path) -> Gone:
@@ -57,6 +62,7 @@ class _Selection:
         self._evaluation_sets = list(evaluation_sets)
         self._reasons = (DUPLICATE, NEAR_DUPLICATE, *(CONTAMINATED_BY + name for name in (HELD_OUT, *evaluation_sets)))
         self._gone = [np.zeros(0, dtype=GONE)]
+        self._partly_compared = np.zeros(0, dtype=np.int64)
 
     def drop_duplicates(self) -> None:
         """Exact duplicates: of equal records the first in the order above stays."""
@@ -80,12 +86,18 @@ class _Selection:
         """Records too similar to one that stays."""
         by_rank, bands = self._by_rank(), band_plan(rules.min_jaccard, rules.permutations)
         keys: Iterator[U64] = (self._parts.band(band)[by_rank] for band in range(bands.count))
-        found = near_duplicates(
+        found, partly_compared = near_duplicates(
             keys, lambda rank: self._parts.words(int(by_rank[rank])), rules.min_jaccard, rules.shingle_words
         )
         gone = by_rank[[near.rank for near in found]] if found else np.zeros(0, np.int64)
         kept = by_rank[[near.kept for near in found]] if found else np.zeros(0, np.int64)
         self._drop(gone, NEAR_DUPLICATE, kept, np.array([near.jaccard for near in found]))
+        if partly_compared:
+            logger.warning(
+                f"{len(partly_compared)} records share so much with so many others (a template) that they were "
+                "compared with a part of these only: near-duplicates among them may stay; counted as `partly_compared`"
+            )
+        self._partly_compared = np.sort(by_rank[np.array(partly_compared, dtype=np.int64)])
 
     def result(self) -> Gone:
         """All that go; where a record went for one that went itself later, the one that this went for is named."""
@@ -97,7 +109,7 @@ class _Selection:
             if not passed_on.any():
                 break
             rows["kept"][passed_on] = rows["kept"][places[passed_on]]
-        return Gone(rows, self._reasons)
+        return Gone(rows, self._reasons, self._partly_compared)
 
     def _by_rank(self) -> I64:
         """Indexes of the records that stay, evaluation sets left out, in the order above."""

@@ -17,15 +17,16 @@ from finetune.data.record import Record
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 
-# Never part of UTF-8: it opens a line that nobody said (tool calls and results) in the text of `lines_of`.
-UNSPOKEN = 0xFE
+# Never part of UTF-8. They open lines in the text of `lines_of`: one that nobody said (tool calls and results), and one
+# that a user said; a plain text counts as such.
+UNSPOKEN, ASKED = 0xFE, 0xFF
 # A longer run of word characters (base64, a script without spaces) counts as several words.
 MAX_WORD_BYTES = 64
 EDGE = b"\n"
 PADDING = EDGE * 8
 # Letters, digits and the underscore of ASCII, and whatever is not ASCII; general punctuation is taken out below.
 WORD_BYTES = np.array([chr(byte).isalnum() or byte == ord("_") for byte in range(128)] + [True] * 128)
-WORD_BYTES[UNSPOKEN] = False
+WORD_BYTES[[UNSPOKEN, ASKED]] = False
 MASKS = np.array([(1 << (8 * size)) - 1 for size in range(9)], dtype=np.uint64)
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 # The finaliser of MurmurHash3: https://github.com/aappleby/smhasher/wiki/MurmurHash3
@@ -55,15 +56,17 @@ def fold(record: Record) -> Folded:
 
 
 def lines_of(texts: Folded) -> bytes:
-    """The texts of a record, a line each: what was said first, then calls and tool results after `UNSPOKEN`.
+    """The texts of a record, a line each: what was said first, of users after `ASKED`, then the rest after `UNSPOKEN`.
 
     System prompts and tool definitions are left out: many records share them, and they make no two records alike.
     """
     if not texts.turns:
-        return texts.text.encode() + EDGE
+        return b"%c%b%b" % (ASKED, texts.text.encode(), EDGE)
     said, unsaid = [], []
     for role, content, calls in texts.turns:
-        if role in ("user", "assistant"):
+        if role == "user":
+            said.append(b"%c%b%b" % (ASKED, content.encode(), EDGE))
+        elif role == "assistant":
             said.append(content.encode() + EDGE)
         elif role == "tool":
             unsaid.append(b"%c%b%b" % (UNSPOKEN, content.encode(), EDGE))
@@ -118,6 +121,15 @@ def hash_runs(words: U64, ends: I64, size: int, *, whole_if_shorter: bool) -> tu
     before = np.cumsum(counts) - counts
     places = np.arange(counts.sum()) + np.repeat(firsts - before, counts)
     return mix(rolled[places]), counts
+
+
+def hash_segments(words: U64, ends: I64) -> U64:
+    """The hash of all words of each segment (`ends` as above), however long; segments without words share one."""
+    lengths = np.diff(ends, prepend=0)
+    places = np.arange(len(words)) - np.repeat(ends - lengths, lengths)
+    factors = np.full(int(lengths.max(initial=0)), MULTIPLIER)
+    sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(words * np.cumprod(factors)[places])])
+    return mix(mix(sums[ends] - sums[ends - lengths]) + lengths.astype(np.uint64))
 
 
 def _whole(words: U64, firsts: I64, lengths: I64) -> U64:

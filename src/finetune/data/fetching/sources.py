@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from finetune.errors import DataError
@@ -28,7 +29,7 @@ class RawFile:
 
 
 def local_files(local_dir: Path, pattern: str, source: str) -> list[Path]:
-    """Files that match, sorted by path; raises DataError when there are none, or one is empty."""
+    """Files that match, sorted by path; raises DataError when there are none, one is empty or its name is not UTF-8."""
     if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
         raise DataError(f"{pattern!r} leaves {local_dir}", f"fetch.sources, {source}", "give a glob below that folder")
     found = sorted(path for path in local_dir.glob(pattern) if path.is_file())
@@ -39,6 +40,7 @@ def local_files(local_dir: Path, pattern: str, source: str) -> list[Path]:
             f"put the file there, or mend fetch.local_dir or the origin of {source} in params.yaml",
         )
     for path in found:
+        _check_name(path.relative_to(local_dir))
         if path.stat().st_size == 0:
             raise DataError("file is empty", path, f"give source {source} a file with rows, then run `dvc repro`")
     return found
@@ -96,6 +98,15 @@ def verified_files(raw: Path, source: str) -> list[str]:
     for file in files:
         _check(raw / file.path, file)
     return [file.path for file in files]
+
+
+def _check_name(path: PurePath) -> None:
+    """The manifest holds the name, and its text is UTF-8, in which a file system need not spell names."""
+    try:
+        path.as_posix().encode("utf-8")
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise DataError("the name of the file is not UTF-8", shown, "rename the file, then run `dvc repro`") from None
 
 
 def _check(path: Path, expected: RawFile) -> None:

@@ -16,7 +16,7 @@ from finetune.data.rows import Fault, Parsed, Place, Row, UnreadableRowError, bu
 from finetune.source_sections import Source
 
 MARKER = re.compile(rb"<\|(\w+)\|>[ \t\r]*\n?")
-IM_START = re.compile(rb"<\|im_start\|>[ \t]*(\w*)[ \t\r]*\n?")
+IM_START = re.compile(rb"<\|im_start\|>[ \t]*+(\w*+)[ \t\r]*+\n?")
 IM_END = b"<|im_end|>"
 KNOWN_MARKER = re.compile(rb"<\|(?:system|user|assistant|tool)\|>")
 

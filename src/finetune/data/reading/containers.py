@@ -17,7 +17,7 @@ from finetune.data.reading.lines import (
     Chunk,
     Line,
     body_start,
-    chunk_bytes,
+    chunks_at,
     head_of,
     line_chunks,
     opened,
@@ -58,16 +58,17 @@ def container_of(file: str, source: Source) -> Container:
 
 
 def chunks(raw: Path, file: str, source: Source) -> list[Chunk]:
-    """Cut a file into parts of about 16 MiB (64 MiB of content in .gz) that `parse_chunk` takes, in order.
+    """Cut a file into parts of about 16 MiB that `parse_chunk` takes, in order.
 
-    A message_tree file is one chunk. Raises DataError on an unknown container, or a damaged .gz or Parquet file.
+    One chunk is a message_tree file, and a .gz file, which can only be read from its start. Raises DataError on an
+    unknown container, or a damaged Parquet file.
     """
     path = raw / file
     container = container_of(file, source)
     if container == "parquet":
         return parquet_chunks(path, file, whole=source.format == "message_tree")
     whole = Chunk(file, 0, None, 1)
-    if source.format == "message_tree":
+    if source.format == "message_tree" or path.suffix == ".gz":
         return [whole]
     if is_utf16(path) or container == "txt":
         return line_chunks(path, file)
@@ -75,7 +76,7 @@ def chunks(raw: Path, file: str, source: Source) -> list[Chunk]:
         with opened(path) as handle:
             if array_start(handle, body_start(path)) is None:
                 return line_chunks(path, file)
-    return _cut(_starts(path, whole, container), file, chunk_bytes(path))
+    return chunks_at(_starts(path, whole, container), file)
 
 
 def is_utf16(path: Path) -> bool:
@@ -83,10 +84,13 @@ def is_utf16(path: Path) -> bool:
     return head_of(path)[:2] in UTF16_BOMS
 
 
-def raw_rows(path: Path, chunk: Chunk, container: Container) -> Iterator[RawRow | Fault]:
-    """Yield the rows of a chunk of any container but chatml; raises DataError on a damaged file."""
+def raw_rows(path: Path, chunk: Chunk, container: Container, columns: list[str]) -> Iterator[RawRow | Fault]:
+    """Yield the rows of a chunk of any container but chatml; raises DataError on a damaged file.
+
+    Of a Parquet file only `columns` are read; the rows of the other containers have all of theirs.
+    """
     if container == "parquet":
-        yield from parquet_rows(path, chunk)
+        yield from parquet_rows(path, chunk, columns)
     elif is_utf16(path):
         yield from utf16_faults(path, chunk)
     else:
@@ -154,7 +158,7 @@ def _lines_as_rows(lines: Iterable[Line], file: str) -> Iterator[RawRow | Fault]
 
 
 def _starts(path: Path, whole: Chunk, container: Container) -> Iterator[tuple[int, int]]:
-    """Offset and line of every row, without reading what is in it."""
+    """Offset and line of every row that a chunk can start with, without reading what is in it."""
     if container == "chatml":
         for conversation in chatml_conversations(path, whole):
             yield conversation.byte_offset, conversation.line
@@ -165,14 +169,6 @@ def _starts(path: Path, whole: Chunk, container: Container) -> Iterator[tuple[in
                 yield item.offset, item.number
         else:
             for row in _text_rows(handle, path, whole, container):
+                if isinstance(row, Fault) and row.reason == "open_quote":
+                    continue  # between these lines a quote is open
                 yield row.place.byte_offset, row.place.line
-
-
-def _cut(starts: Iterable[tuple[int, int]], file: str, limit_bytes: int) -> list[Chunk]:
-    """Chunks that end at the first start beyond the limit; the first begins with the file, the last is open."""
-    cuts = [(0, 1)]
-    for offset, line in starts:
-        if offset - cuts[-1][0] >= limit_bytes:
-            cuts.append((offset, line))
-    ends: list[int | None] = [*(offset for offset, _ in cuts[1:]), None]
-    return [Chunk(file, offset, end, line) for (offset, line), end in zip(cuts, ends, strict=True)]

@@ -32,6 +32,7 @@ from finetune.data.reading.conversations import (
 from finetune.data.reading.fields import Values
 from finetune.data.reading.filtering import unwanted
 from finetune.data.reading.functions import read_glaive, read_tool_query
+from finetune.data.reading.json_items import is_spread_object
 from finetune.data.reading.lines import BLOCK_BYTES, BOM, Chunk, opened
 from finetune.data.reading.parquet_rows import parquet_columns
 from finetune.data.reading.signatures import read_signatures
@@ -40,7 +41,7 @@ from finetune.data.reading.trees import read_trees
 from finetune.data.record import Record
 from finetune.data.rows import Fault, Parsed, RawRow, Row, Skipped, UnreadableRowError, UnwantedRowError
 from finetune.errors import DataError
-from finetune.source_sections import Format, Source
+from finetune.source_sections import FIELDS, Format, Source
 
 __all__ = ["Chunk", "check_file", "chunks", "parse_chunk"]
 
@@ -91,15 +92,15 @@ def parse_chunk(raw: Path, chunk: Chunk, source: Source) -> Iterator[Row]:
             for conversation in chatml_conversations(path, chunk):
                 yield conversation_row(conversation, chunk.file, source)
     elif source.format == "message_tree":
-        yield from read_trees(raw_rows(path, chunk, container), source)
+        yield from read_trees(raw_rows(path, chunk, container, _columns(source)), source)
     else:
         read = READERS[source.format]
-        for row in raw_rows(path, chunk, container):
+        for row in raw_rows(path, chunk, container, _columns(source)):
             yield row if isinstance(row, Fault) else _read(row, read, source)
 
 
 def check_file(raw: Path, file: str, source: Source) -> None:
-    """Raise DataError when a file holds nothing, or is a table without a column that the source reads."""
+    """Raise DataError when a file is empty, one JSON object over several lines, or a table without a needed column."""
     path, container = raw / file, container_of(file, source)
     if container == "parquet":
         header = parquet_columns(path)
@@ -110,6 +111,12 @@ def check_file(raw: Path, file: str, source: Source) -> None:
                 content = block
         if not content.strip():
             raise DataError("file is empty", file, f"give source {source.name} a file with rows, then run `dvc repro`")
+        if container == "json" and is_spread_object(content, file):
+            raise DataError(
+                "one JSON object stands over several lines, and no line of it is a row",
+                file,
+                "write the rows as JSON lines (one object a line) or as one array of objects, then run `dvc repro`",
+            )
         if container in ("json", "chatml"):
             return
         header = [TEXT_COLUMN] if container == "txt" else header_of(path, file, container)
@@ -117,6 +124,13 @@ def check_file(raw: Path, file: str, source: Source) -> None:
     needed = [source.column(field) for field in REQUIRED[source.format]]
     needed += [column for field, column in source.columns.items() if field not in inside]
     check_columns(header, [*needed, *(rule.column for rule in source.filters)], file)
+
+
+def _columns(source: Source) -> list[str]:
+    """The columns that a source can read: those of its format and of its filters."""
+    inside = INSIDE_TURNS.get(source.format, ())
+    fields = [source.column(field) for field in FIELDS[source.format] if field not in inside]
+    return [*fields, *(rule.column for rule in source.filters)]
 
 
 def _read(row: RawRow, read: Callable[[Values, Source], Record], source: Source) -> Row:

@@ -11,12 +11,14 @@ from finetune.data.record import Message, Record, Role
 from finetune.data.rows import UnreadableRowError, build, load_json
 from finetune.source_sections import Source
 
-GLAIVE_TURN = re.compile(r"(?:\A|\n\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):")
+# After blanks with an empty line among them, or at the start. A run of blanks is looked at once, from its start.
+GLAIVE_TURN = re.compile(r"(?:\A\s*+|(?=\s)(?<!\s)(?:[^\S\n]|\n(?!\n))*+\n\n\s*+)(USER|ASSISTANT|FUNCTION RESPONSE):")
+NOT_BETWEEN_TOOLS = re.compile(r"[^ \t\r\n,]")
 GLAIVE_ROLES: dict[str, Role] = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
 END_OF_TURN = "<|endoftext|>"
 CALL_TAG = "<functioncall>"
 # {"name": "f", "arguments": '{"x": 1}'}: JSON but for the quotes around the arguments, which may hold apostrophes.
-QUOTED_CALL = re.compile(r"""\{\s*"name":\s*("(?:[^"\\]|\\.)*"),\s*"arguments":\s*'(.*)'\s*\}""", re.DOTALL)
+QUOTED_CALL = re.compile(r"""\{\s*"name":\s*("[^"\\]*+(?:\\.[^"\\]*+)*+"),\s*"arguments":\s*'(.*)'\s*\}""", re.DOTALL)
 
 
 def read_tool_query(values: Values, source: Source) -> Record:
@@ -53,7 +55,8 @@ def _system_and_tools(text: str) -> tuple[str, str | None]:
         except (ValueError, RecursionError) as fault:
             raise UnreadableRowError("broken_tools", f"{fault} in {text[at : at + 60]!r}") from None
         tools.append(load_json(text[at:end]))
-        at = end + len(text[end:]) - len(text[end:].lstrip(" \t\r\n,"))
+        following = NOT_BETWEEN_TOOLS.search(text, end)
+        at = following.start() if following else len(text)
     if text[at:].strip():
         raise UnreadableRowError("broken_tools", f"no function but text at {text[at : at + 60]!r}")
     return text[:start].rstrip().removesuffix("-").strip(), tools_json(tools)

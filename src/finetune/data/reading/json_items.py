@@ -35,6 +35,29 @@ def json_rows(items: Iterable[Line], file: str) -> Iterator[RawRow | Fault]:
             yield Fault(place, fault.reason, fault.detail, item.content)
 
 
+def is_spread_object(content: bytes, file: str) -> bool:
+    """True where the start of a file is that of one object over several lines.
+
+    So it is where the first line is a lone `{`, and in a .json file where the first line leaves a bracket open outside
+    strings and the next line is no row either: a row that was cut off is alone.
+    """
+    lines = [line for line in content.lstrip(BLANK).split(b"\n", 64) if line.strip(BLANK)]
+    if lines[0].strip(BLANK) == b"{":
+        return True
+    if len(lines) < 2 or not lines[0].startswith(b"{") or not file.removesuffix(".gz").endswith(".json"):
+        return False
+    tokens = [token[0] for token in STRUCTURE.finditer(lines[0])]
+    opened = sum((token in (b"{", b"[")) - (token in (b"}", b"]")) for token in tokens)
+    return opened > 0 and b'"' not in tokens and not (lines[1].startswith(b"{") and _is_row(lines[1]))
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return isinstance(load_json(decode_utf8(line)), dict)
+    except UnreadableRowError:
+        return False
+
+
 @dataclass
 class _Scanner:
     """Where in the array the reading stands: open brackets, and whether a string goes on into the next block."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,8 @@ from finetune.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
-# What a worker takes at a time. A .gz file is read from its start for each chunk, so its chunks are larger.
+# What a worker takes at a time.
 CHUNK_BYTES = 16 << 20
-GZIP_CHUNK_BYTES = 64 << 20
 # The longest line, item of an array or conversation that is read: 16 MiB, some 3 million words. Of a longer one the
 # start is kept, and its place and size tell where the rest is.
 MAX_ROW_BYTES = 16 << 20
@@ -68,11 +67,6 @@ def body_start(path: Path) -> int:
     return len(BOM) if head_of(path) == BOM else 0
 
 
-def chunk_bytes(path: Path) -> int:
-    """About how many bytes a chunk of this file has."""
-    return GZIP_CHUNK_BYTES if path.suffix == ".gz" else CHUNK_BYTES
-
-
 def read_lines(handle: BinaryIO, chunk: Chunk, start: int) -> Iterator[Line]:
     """Yield the lines of a chunk from the offset `start`; only LF ends a line, as in `wc` and `sed`."""
     handle.seek(start)
@@ -96,15 +90,25 @@ def too_long(line: Line, file: str, reason: str) -> Fault:
 def line_chunks(path: Path, file: str) -> list[Chunk]:
     """Cut a file at line ends. Of each chunk one block is in memory at a time."""
     chunks: list[Chunk] = []
-    start, line, limit = 0, 1, chunk_bytes(path)
+    start, line = 0, 1
     with opened(path) as handle:
-        while block := handle.read(limit):
+        while block := handle.read(CHUNK_BYTES):
             end, lines, ended = start + len(block), block.count(b"\n"), block.endswith(b"\n")
             if not ended:
                 end, lines = end + _skip_line(handle), lines + 1
             chunks.append(Chunk(file, start, end, line))
             start, line = end, line + lines
     return chunks
+
+
+def chunks_at(starts: Iterable[tuple[int, int]], file: str) -> list[Chunk]:
+    """Cut a file at some of the (offset, line) where its rows start; the last chunk is open."""
+    cuts = [(0, 1)]
+    for offset, line in starts:
+        if offset - cuts[-1][0] >= CHUNK_BYTES:
+            cuts.append((offset, line))
+    ends: list[int | None] = [*(offset for offset, _ in cuts[1:]), None]
+    return [Chunk(file, offset, end, line) for (offset, line), end in zip(cuts, ends, strict=True)]
 
 
 def _skip_line(handle: BinaryIO) -> int:

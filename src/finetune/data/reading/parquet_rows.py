@@ -39,14 +39,18 @@ def parquet_columns(path: Path) -> list[str]:
     return names
 
 
-def parquet_rows(path: Path, chunk: Chunk) -> Iterator[RawRow | Fault]:
-    """Yield the rows of the row groups; raises DataError when the file is damaged."""
+def parquet_rows(path: Path, chunk: Chunk, columns: list[str]) -> Iterator[RawRow | Fault]:
+    """Yield the rows of the row groups with those of the columns that are there; raises DataError on a damaged file.
+
+    A value that Python cannot hold, as a date beyond the year 9999, is a Fault of its row.
+    """
     file = _opened(path)
+    read = [name for name in file.schema_arrow.names if name in columns]
     row = chunk.first_line
     end = file.metadata.num_row_groups if chunk.end is None else chunk.end
     for index in range(chunk.start, end):
         offset = _offset(file.metadata.row_group(index))
-        batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=[index])
+        batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=[index], columns=read)
         while (batch := _next_batch(batches, path)) is not None:
             yield from _batch_rows(batch, chunk.file, row, offset)
             row += batch.num_rows
@@ -63,9 +67,10 @@ def _batch_rows(batch: Any, file: str, first_row: int, offset: int) -> Iterator[
     try:
         for index, values in enumerate(batch.to_pylist()):
             yield RawRow(Place(file, first_row + index, offset), values, None)
-    except UnicodeDecodeError as fault:
+    except (ValueError, OverflowError, TypeError, KeyError, pyarrow.ArrowException) as fault:
         if batch.num_rows == 1:
-            yield Fault(Place(file, first_row, offset), "invalid_utf8", str(fault), _as_arrow(batch))
+            reason = "invalid_utf8" if isinstance(fault, UnicodeDecodeError) else "broken_value"
+            yield Fault(Place(file, first_row, offset), reason, str(fault), _as_arrow(batch))
             return
         for index in range(batch.num_rows):
             yield from _batch_rows(batch.slice(index, 1), file, first_row + index, offset)

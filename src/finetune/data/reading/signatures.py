@@ -21,6 +21,8 @@ DEFINITION = re.compile(r"^(?:async )?def ", re.MULTILINE)
 NOT_A_DEFINITION = re.compile(r"^(?:Function|OPTION|User Query|Question)\b", re.MULTILINE)
 # A definition without a body, or without even its colon, is completed before it is parsed.
 COMPLETIONS = ("", "\n    pass", ":\n    pass")
+# The longest code that is parsed, some 50 times a long list of functions: each character may take a kilobyte of tree.
+MAX_CODE_CHARACTERS = 200_000
 TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "None": "null"}
 ARRAYS = ("list", "tuple", "set", "frozenset", "sequence", "iterable")
 OBJECTS = ("dict", "mapping")
@@ -32,6 +34,8 @@ def read_signatures(values: Values, source: Source) -> Record:
     texts = functions if isinstance(functions, list) else [text_of(values, source, "functions")]
     if not all(isinstance(text, str) for text in texts):
         raise UnreadableRowError("wrong_type", f"{source.column('functions')} must be texts")
+    if sum(map(len, texts)) > MAX_CODE_CHARACTERS:
+        raise UnreadableRowError("broken_tools", f"more than {MAX_CODE_CHARACTERS} characters")
     definitions = [_definition(block) for text in texts for block in _blocks(text)]
     if not definitions:
         raise UnreadableRowError("broken_tools", f"no `def` at the start of a line in {texts[:1]!r:.80}")
@@ -133,6 +137,8 @@ def _any_of(schemas: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _call_nodes(text: str) -> list[ast.Call]:
     """The calls of a text: one a line or after a semicolon, or in a list; NexusRaven's `Call:` and thoughts go."""
+    if len(text) > MAX_CODE_CHARACTERS:
+        raise UnreadableRowError("broken_tool_call", f"more than {MAX_CODE_CHARACTERS} characters")
     code = text.strip().removeprefix("Call:").split("\nThought:")[0].split("<bot_end>")[0].strip()
     try:
         statements = _parse(code).body

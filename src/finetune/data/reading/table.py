@@ -6,6 +6,7 @@ Rows are read one by one, each from its own bytes: a bad row is quarantined and 
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from finetune.errors import DataError
 MAX_ROW_LINES = 20
 # How far the quote that closes is looked for. Where there is none so far, only the line that opens it is at fault.
 LOOKAHEAD_LINES = 10_000
+# How many characters of identifiers, dates and the like show that a line between two quotes is a row: a date has 10.
+EVIDENCE_CHARACTERS = 8
+WORD = re.compile(r"\w+")
 
 
 def read_header(handle: BinaryIO, file: str, start: int, delimiter: str) -> tuple[list[str], Chunk]:
@@ -50,7 +54,7 @@ def table_rows(handle: BinaryIO, chunk: Chunk, header: list[str], delimiter: str
         cells, taken = _read_row(window, lines, delimiter)
         own = [window.popleft() for _ in range(taken)]
         if cells != []:
-            yield from _rows_of(cells, own, header, chunk.file)
+            yield from _rows_of(cells, own, header, chunk.file, delimiter)
 
 
 def check_columns(header: list[str], needed: list[str], file: str) -> None:
@@ -70,12 +74,14 @@ def check_columns(header: list[str], needed: list[str], file: str) -> None:
         )
 
 
-def _rows_of(cells: list[bytes] | None, own: list[Line], header: list[str], file: str) -> Iterator[RawRow | Fault]:
+def _rows_of(
+    cells: list[bytes] | None, own: list[Line], header: list[str], file: str, delimiter: str
+) -> Iterator[RawRow | Fault]:
     place = Place(file, own[0].number, own[0].offset)
     original = b"".join(line.content for line in own)
     if cells is None:
         yield Fault(place, "broken_csv", "a quote is not closed or not doubled", original)
-    elif len(own) > MAX_ROW_LINES:
+    elif len(own) > MAX_ROW_LINES or _swallows_a_row(cells, own, len(header), delimiter):
         # Each line is a row that went missing, or may be one: all are counted, and none is read as a row by guess.
         detail = f"{len(own)} lines from line {place.line} on would be one row: close the quote that opens there"
         for line in own:
@@ -87,6 +93,39 @@ def _rows_of(cells: list[bytes] | None, own: list[Line], header: list[str], file
             yield RawRow(place, dict(zip(header, map(decode_utf8, cells), strict=False)), original)
         except UnreadableRowError as fault:
             yield Fault(place, fault.reason, fault.detail, original)
+
+
+def _swallows_a_row(cells: list[bytes], own: list[Line], columns: int, delimiter: str) -> bool:
+    """True where a line between the quotes of a row is surely a row itself, and so one of the quotes is stray.
+
+    It has as many cells as the header, and wherever the row has digits in a cell of one line, as identifiers and dates
+    have, its cell is spelled alike: `2,Two,2024-05-07` in a row with 1 and 2024-05-06. Commas alone prove nothing, as
+    texts have lists; so in a table without such columns no row is found out.
+    """
+    if len(own) == 1:
+        return False
+    first_long = next((index for index, cell in enumerate(cells) if b"\n" in cell), 0)
+    # Beyond a cell of several lines, columns correspond only where no cell is lacking or too many.
+    known = cells if len(cells) == columns else cells[:first_long]
+    telling = {i: _spelling(cell) for i, cell in enumerate(known) if b"\n" not in cell and re.search(rb"[0-9]", cell)}
+    for line in own[1:]:
+        # The end of the last line is the end of the row itself, so only what comes before the long cell tells.
+        wanted = telling if line is not own[-1] else {i: cell for i, cell in telling.items() if i < first_long}
+        try:
+            inner = next(csv.reader([line.content.decode("latin-1")], delimiter=delimiter, strict=True), [])
+        except csv.Error:
+            continue
+        if len(inner) == columns:
+            found = {i: inner[i].encode("latin-1") for i in wanted}
+            alike = all(_spelling(found[i]) == wanted[i] for i in wanted)
+            if alike and sum(map(len, found.values())) >= EVIDENCE_CHARACTERS:
+                return True
+    return False
+
+
+def _spelling(cell: bytes) -> str:
+    """The cell with each word that has a digit as 0, and each other one as a: 6 May 2024 is 0 a 0."""
+    return WORD.sub(lambda word: "0" if re.search("[0-9]", word[0]) else "a", cell.decode("utf-8", "replace"))
 
 
 def _fill(window: deque[Line], lines: Iterator[Line]) -> Line | None:

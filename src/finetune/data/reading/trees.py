@@ -27,7 +27,11 @@ TREE_ROLES: dict[str, Role] = {
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One message: `rank` among its siblings, the lower the better; `unwanted`: the filter that it fails."""
+    """One message: `rank` among its siblings, the lower the better.
+
+    One that fails a filter, which `unwanted` names, is made the root of a tree of its own, and none of its other
+    columns are read: it cuts off what is below it, wherever it stands.
+    """
 
     place: Place
     original: bytes
@@ -51,8 +55,8 @@ Children = dict[str, list[Node]]
 def read_trees(rows: Iterable[RawRow | Fault], source: Source) -> list[Row]:
     """The records, faults and skipped messages of a file, in the order of their places.
 
-    A record's place is that of its last message. A filter cuts off the message and all below it. An orphan, whose
-    parent is not in the file, and a cycle are Faults with all below them.
+    A record's place is that of its last message. A filter comes before everything else, and cuts off the message and
+    all below it. An orphan, whose parent is not in the file, and a cycle are Faults with all below them.
     """
     result: list[Row] = []
     nodes: dict[str, Node] = {}
@@ -60,14 +64,18 @@ def read_trees(rows: Iterable[RawRow | Fault], source: Source) -> list[Row]:
         if isinstance(row, Fault):
             result.append(row)
             continue
+        reason = unwanted(row.values, source.filters)
         try:
-            node = _node(row, source)
+            node = _cut_node(row, source, reason) if reason else _node(row, source)
             if node.id in nodes:
                 first = nodes[node.id].place.line
                 raise UnreadableRowError("duplicate_message", f"message {node.id} is also on line {first}")
             nodes[node.id] = node
         except UnreadableRowError as fault:
-            result.append(Fault(row.place, fault.reason, fault.detail, row.original_bytes()))
+            original = row.original_bytes()
+            result.append(
+                Skipped(row.place, reason) if reason else Fault(row.place, fault.reason, fault.detail, original)
+            )
     children: Children = defaultdict(list)
     for node in nodes.values():
         if node.parent is not None:
@@ -95,8 +103,13 @@ def _node(row: RawRow, source: Source) -> Node:
         text=text_of(values, source, "text"),
         language=optional_text(values, source, "language"),
         rank=_rank(values, source),
-        unwanted=unwanted(values, source.filters),
+        unwanted=None,
     )
+
+
+def _cut_node(row: RawRow, source: Source, reason: str) -> Node:
+    identity = text_of(row.values, source, "message_id")
+    return Node(row.place, b"", identity, None, identity, "user", "", "", float("inf"), reason)
 
 
 def _rank(values: Values, source: Source) -> float:
@@ -137,16 +150,11 @@ def _unrooted(nodes: dict[str, Node], children: Children) -> list[Row]:
 
 
 def _tree_rows(root: Node, children: Children, source: Source) -> Iterator[Row]:
-    kept: dict[str, Node] = {}
-    cut: dict[str, str] = {}
-    for node in _below([root], children):
-        reason = cut.get(node.parent or "") or node.unwanted
-        if reason:
-            cut[node.id] = reason
-            yield Skipped(node.place, reason)
-        else:
-            kept[node.id] = node
-    ends = _all_ends(kept) if source.paths == "all" else _best_end(root, kept, children)
+    kept = {node.id: node for node in _below([root], children)}
+    if root.unwanted:
+        yield from (Skipped(node.place, root.unwanted) for node in kept.values())
+        return
+    ends = _all_ends(kept) if source.paths == "all" else _best_end(root, children)
     on_path: set[str] = set()
     for end in ends:
         path = _path_to(end, kept)
@@ -169,13 +177,13 @@ def _with_answers(kept: dict[str, Node]) -> list[Node]:
     return list(found.values())
 
 
-def _best_end(root: Node, kept: dict[str, Node], children: Children) -> list[Node]:
+def _best_end(root: Node, children: Children) -> list[Node]:
     """The last answer on the way down that takes the best-ranked message each time; none where there is no answer."""
-    end, node = None, kept.get(root.id)
+    end: Node | None = None
+    node: Node | None = root
     while node is not None:
         end = node if node.role == "assistant" else end
-        below = [child for child in children.get(node.id, ()) if child.id in kept]
-        node = min(below, key=lambda child: (child.rank, child.place.line), default=None)
+        node = min(children.get(node.id, ()), key=lambda child: (child.rank, child.place.line), default=None)
     return [] if end is None else [end]
 
 

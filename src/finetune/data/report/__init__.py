@@ -13,8 +13,9 @@ from tokenizers import Tokenizer
 
 from finetune.data.mixing.split_report import LEFT_OUT
 from finetune.data.report.masks import Example, mask_examples
+from finetune.data.row_groups import read_batches
 from finetune.data.splits import SPLITS, TokenRow
-from finetune.io import read_csv, read_json, read_jsonl, read_parquet, write_text
+from finetune.io import read_csv, read_json, read_jsonl, write_text
 
 DATA_PAGE, MASK_PAGE = "index.html", "masks.html"
 MASK_EXAMPLES = 20
@@ -44,12 +45,13 @@ def write_report(
     models/tokenizer's tokenizer.json. `mini_train`: the rows that the mask examples are taken from.
     """
     numbers = {stage: read_json(metrics[stage]) for stage in STAGES}
-    rows = read_parquet(mini_train)
+    rows = first_rows(read_batches(mini_train), MASK_EXAMPLES)
     examples = mask_examples(rows, Tokenizer.from_file(str(tokenizer)), MASK_EXAMPLES)
     page = _template("page.html.jinja").render(
         numbers=numbers,
         split_names=(*SPLITS, LEFT_OUT),
         funnels={source: funnel_bars(counts) for source, counts in numbers["clean"]["sources"].items()},
+        encoded={source: encoding_bars(counts) for source, counts in numbers["tokenize"]["sources"].items()},
         mix=numbers["split"]["mix"],
         histograms=histograms(read_csv(lengths)),
         languages=share_bars(numbers["clean"]["languages"], "kept"),
@@ -73,6 +75,28 @@ def funnel_bars(counts: Mapping[str, Any]) -> list[Bar]:
     steps += [("kept", counts["kept"], "kept")]
     most = max(1, counts["rows_in"])
     return [Bar(label, f"{count:,}", count / most, kind) for label, count, kind in steps if count or kind != "lost"]
+
+
+def encoding_bars(counts: Mapping[str, Any]) -> list[Bar]:
+    """The bars of what one source's kept records became: records in, each loss by reason, records with tokens."""
+    steps = [("records in", counts["records_in"], "in")]
+    steps += [(f"dropped: {reason}", count, "lost") for reason, count in sorted(counts["dropped"].items())]
+    steps += [(name, counts[name], "asked") for name in ("truncated", "split")]
+    steps += [("encoded", counts["kept"], "kept")]
+    most = max(1, counts["records_in"])
+    shown = ("in", "kept")
+    return [Bar(label, f"{count:,}", count / most, kind) for label, count, kind in steps if count or kind in shown]
+
+
+def first_rows(batches: Iterable[Any], count: int) -> list[TokenRow]:
+    """The first `count` rows of each source."""
+    taken: dict[str, list[TokenRow]] = {}
+    for batch in batches:
+        for place, source in enumerate(batch.column("source").to_pylist()):
+            rows = taken.setdefault(source, [])
+            if len(rows) < count:
+                rows += batch.slice(place, 1).to_pylist()
+    return [row for _, rows in sorted(taken.items()) for row in rows]
 
 
 def share_bars(counts: Mapping[str, int], kind: str) -> list[Bar]:

@@ -16,10 +16,10 @@ import pyarrow
 
 from finetune.data.encoding.tokenizing import line_ranges, read_range
 from finetune.data.record import Record
-from finetune.data.splits import assign
+from finetune.data.splits import HeldOutShares, assign
 from finetune.data.vocabulary.word_counts import WordCounts, WordTable, count_words
 from finetune.data.workers import ordered_map
-from finetune.data_sections import Split, TrainTokenizer
+from finetune.data_sections import TrainTokenizer
 from finetune.errors import DataError
 from finetune.log import logger, progress_bar
 
@@ -64,13 +64,13 @@ class Survey:
     held_out: dict[str, list[str]]
 
 
-def survey(files: Sequence[Path], split: Split, characters: int = HELD_OUT_CHARACTERS) -> Survey:
+def survey(files: Sequence[Path], shares: HeldOutShares, characters: int = HELD_OUT_CHARACTERS) -> Survey:
     """Read the files once. Held-out: records outside the training share, the first `characters` of each language."""
     ranges = [place for path in files for place in ranges_of(path)]
     available: list[Counter[str]] = []
     held_out: dict[str, list[str]] = {}
     kept: Counter[str] = Counter()
-    for sizes, texts in _over(ranges, partial(_look_at, split), "survey text"):
+    for sizes, texts in _over(ranges, partial(_look_at, shares), "survey text"):
         available.append(sizes)
         for language, text in texts:
             if kept[language] < characters:
@@ -88,7 +88,7 @@ def ranges_of(path: Path) -> Iterator[Range]:
             start = end
 
 
-def training_words(found: Survey, params: TrainTokenizer, split: Split) -> tuple[WordCounts, Learned]:
+def training_words(found: Survey, params: TrainTokenizer, shares: HeldOutShares) -> tuple[WordCounts, Learned]:
     """Count the words of the training share; raises DataError when there is no text.
 
     With `corpus`, each source gives its share of the bytes, from its first record on, until the first source has no
@@ -98,7 +98,7 @@ def training_words(found: Survey, params: TrainTokenizer, split: Split) -> tuple
     if params.corpus is not None:
         ranges = with_quotas(ranges, found.available, params.corpus)
     table, learned = WordTable(params.max_words), Learned()
-    for block, part in _over(ranges, partial(_count, split), "count words"):
+    for block, part in _over(ranges, partial(_count, shares), "count words"):
         table.add(block)
         learned.records += part.records
         learned.bytes_by_source += part.bytes_by_source
@@ -147,20 +147,20 @@ def _over(ranges: Sequence[Range], function: Callable[[Range], Result], label: s
             bar.update(place.end - place.start)
 
 
-def _look_at(split: Split, place: Range) -> tuple[Counter[str], list[tuple[str, str]]]:
+def _look_at(shares: HeldOutShares, place: Range) -> tuple[Counter[str], list[tuple[str, str]]]:
     sizes: Counter[str] = Counter()
     held_out = []
     for record in place.records():
-        if is_learned(record, split):
+        if is_learned(record, shares):
             sizes[record.source] += size_bytes(record.all_text())
         else:
             held_out.append((record.language or UNKNOWN, record.all_text()))
     return sizes, held_out
 
 
-def _count(split: Split, place: Range) -> tuple[pyarrow.Table, Learned]:
+def _count(shares: HeldOutShares, place: Range) -> tuple[pyarrow.Table, Learned]:
     learned = Learned()
-    records = (record for record in place.records() if is_learned(record, split))
+    records = (record for record in place.records() if is_learned(record, shares))
     return count_words(_taken(records, place.quotas, learned)), learned
 
 
@@ -179,9 +179,9 @@ def _taken(records: Iterable[Record], quotas: Mapping[str, int] | None, learned:
         yield text
 
 
-def is_learned(record: Record, split: Split) -> bool:
+def is_learned(record: Record, shares: HeldOutShares) -> bool:
     """Whether a record is in the training share."""
-    return assign(record.group, split.validation_share, split.test_share) == "train"
+    return assign(record.group, shares.validation_share, shares.test_share) == "train"
 
 
 def size_bytes(text: str) -> int:
