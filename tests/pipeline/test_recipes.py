@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,34 @@ LOST = {
 }
 
 
-@pytest.fixture
-def hub() -> Iterator[State]:
-    yield from serving({})
+# Most of a miniature's time goes into starting twelve programs one after the other.
+RUNS_AT_ONCE = 2
+Runs = dict[str, Future[tuple[Path, str]]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """The folder of each recipe's finished miniature, and what dvc printed; one Hub holds the files of all."""
+    files: dict[str, dict[str, bytes]] = {}
+    for recipe in recipes():
+        for repo, content in hub_files(recipe).items():
+            files.setdefault(repo, {}).update(content)
+    for hub in serving(files):
+        hub.gated.add("datasets/Salesforce/xlam-function-calling-60k")
+        for recipe in recipes():
+            text = (ROOT / f"recipes/{recipe}/params.yaml").read_text(encoding="utf-8")
+            hub.commits.update({commit: commit for commit in re.findall("[0-9a-f]{40}", text)})
+        with ThreadPoolExecutor(RUNS_AT_ONCE) as pool:
+            yield {
+                recipe: pool.submit(run_miniature, recipe, tmp_path_factory.mktemp(recipe), hub) for recipe in recipes()
+            }
+
+
+def run_miniature(recipe: str, folder: Path, hub: State) -> tuple[Path, str]:
+    """Make, pin and run a miniature in a clone."""
+    copy = clone(folder / recipe)
+    install(copy, recipe, hub.url, local_files(recipe))
+    return copy, repro(copy, HF_ENDPOINT=hub.url, HF_HOME=str(folder / "hf"), HF_TOKEN=TOKEN)
 
 
 def metrics(folder: Path, stage: str) -> dict[str, Any]:
@@ -45,14 +71,8 @@ def metrics(folder: Path, stage: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("recipe", recipes())
-def test_recipe_ends_with_a_modelfile_and_a_registered_version(recipe: str, tmp_path: Path, hub: State) -> None:
-    hub.repos.update(hub_files(recipe))
-    hub.gated.update({"datasets/Salesforce/xlam-function-calling-60k"} & set(hub.repos))
-    commits = re.findall("[0-9a-f]{40}", (ROOT / f"recipes/{recipe}/params.yaml").read_text(encoding="utf-8"))
-    hub.commits.update({commit: commit for commit in commits})
-    folder = clone(tmp_path / recipe)
-    install(folder, recipe, hub.url, local_files(recipe))
-    output = repro(folder, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf"), HF_TOKEN=TOKEN)
+def test_recipe_ends_with_a_modelfile_and_a_registered_version(recipe: str, runs: Runs) -> None:
+    folder, output = runs[recipe].result()
     assert len(stages_run(output)) == 12
     assert (folder / "models/ollama/Modelfile").read_text(encoding="utf-8").startswith("FROM ")
     assert metrics(folder, "ollama_modelfile")["parity"] == 1.0
