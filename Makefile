@@ -1,13 +1,16 @@
 # Everything a person types here; `make` alone lists it. Settings: PYTHON, TORCH, NAME (below), and the environment.
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup repro register recipe pin summary plots chat mlflow test gpu-test lint format image clean-tools
+.PHONY: help setup repro register recipe pin summary report plots lineage chat serve ollama mlflow test gpu-test lint format image clean-tools
 
 # Used when .venv is made. TORCH=cpu takes PyTorch's CPU build; empty takes pip's choice (CUDA 13.0 on Linux).
 PYTHON ?= python3
 TORCH ?=
 IMAGE ?= finetune:latest
 MLFLOW_PORT ?= 5000
+# Of `make serve`, and set on its command line only: some shells have a HOST of their own in the environment.
+HOST := 127.0.0.1
+PORT := 8000
 
 SYSTEM_PATH := $(PATH)
 # `python` in dvc.yaml is the environment's, whether or not it is activated; one left over elsewhere must not leak in.
@@ -34,6 +37,7 @@ setup: ## make .venv and .tools (TORCH=cpu: CPU build of torch; PYTHON=python3.1
 
 repro: setup ## run every stage whose inputs changed, then show what was made
 	@python -m dvc repro
+	@python -m finetune.run_report
 	@python -m finetune.summary
 
 register: setup ## run the register stage again, also when nothing changed (a new MLflow server)
@@ -49,11 +53,24 @@ pin: setup ## write the commits that branches stand for into a recipe (NAME=x, o
 summary: setup ## show what the last run made, with paths and figures
 	@python -m finetune.summary
 
+report: setup ## write what is known of the last run on one page, report/index.html
+	@python -m finetune.run_report
+
 plots: setup ## draw the plots into dvc_plots/index.html
 	@python -m dvc plots show
 
+lineage: setup ## where a GGUF or a registered version comes from, and how to make it again (FILE=x.gguf | VERSION=name@alias)
+	@test -n "$(FILE)$(VERSION)" || { echo "lineage: name one: make lineage FILE=models/gguf/model-Q8_0.gguf" >&2; exit 1; }
+	@python -m finetune.origin $(if $(FILE),"$(FILE)",--version "$(VERSION)")
+
 chat: setup ## talk to the GGUF in the terminal, through the served template
 	@python -m finetune.chat models/ollama/Modelfile
+
+serve: setup ## answer as OpenAI's interface does, on this machine (PORT=8000; HOST=0.0.0.0 lets every other one in)
+	@exec python -m finetune.serve models/ollama/Modelfile --host "$(HOST)" --port "$(PORT)"
+
+ollama: setup ## give the model to Ollama and ask it (ASK="question"); without Ollama, show the commands
+	@python -m finetune.ollama models/ollama/Modelfile $(if $(ASK),--ask "$$ASK")
 
 # An address may hold a password: it is neither shown nor an argument, which every user of the machine could read.
 mlflow: setup ## open the registry's page (MLFLOW_TRACKING_URI, or the local mlflow.db)

@@ -284,7 +284,7 @@ def main() -> int:
         "--torch", choices=["", "cpu"], default="", help="cpu: from PyTorch's CPU index; empty: pip's choice"
     )
     parser.add_argument("--no-package", action="store_true", help="do not install this repository's own package")
-    parser.add_argument("--requirements", nargs="+", default=["data", "train", "export", "pipeline", "dev"])
+    parser.add_argument("--requirements", nargs="+", default=["data", "train", "export", "pipeline", "serve", "dev"])
     try:
         set_up(parser.parse_args())
     except SetupError as error:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,8 +33,11 @@ GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
 # Unicode noncharacters: reserved for use inside a program, never for text that programs exchange.
 MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 START, END = "generation_start_mark", "generation_end_mark"
+QUESTION: dict[str, Any] = {"role": "user", "content": "zquserqz"}
 
-Turn = Mapping[str, str]
+# {role, content}, with "tool_calls" as transformers has them ([{"type": "function", "function": {name, arguments}}],
+# arguments an object) and, for a tool's result, the function's name where it is known.
+Turn = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,22 @@ class ChatTemplate:
     compiled: Template
     tokens: Mapping[str, str]
 
-    def render(self, messages: Sequence[Turn], *, add_generation_prompt: bool) -> Rendered:
-        """Render messages {role, content}; raises jinja2.TemplateError where the template refuses them."""
-        content = "".join(message["content"] for message in messages)
-        free = [mark for mark in MARKS if mark not in content]
-        if len(free) < 2:
-            raise DataError("the text holds all 32 noncharacters U+FDD0 to U+FDEF", content[:80], "remove that record")
-        start, end = free[:2]
+    def render(
+        self,
+        messages: Sequence[Turn],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Rendered:
+        """Render messages and function definitions as they are; raises TemplateError where the template refuses them.
+
+        What is trained and served has its definitions and calls in the form of finetune.tool_forms.
+        """
+        start, end = _free_marks(messages, tools)
         try:
             marked = self.compiled.render(
                 messages=list(messages),
-                tools=None,
+                tools=None if tools is None else list(tools),
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **{START: start, END: end},
@@ -71,6 +80,13 @@ class ChatTemplate:
             # Such as a loop over `tools` that no `if` guards: the template's fault, not ours.
             raise TemplateRuntimeError(str(fault)) from None
         return _without_marks(marked, start, end)
+
+    @cached_property
+    def written(self) -> frozenset[str]:
+        """Which of "tools" and "tool_calls" the template writes by itself; see writes_tools and writes_tool_calls."""
+        return frozenset(
+            name for name, writes in (("tools", _writes_tools), ("tool_calls", _writes_calls)) if writes(self)
+        )
 
 
 class GenerationTag(Extension):
@@ -135,6 +151,85 @@ def serving_form(source: str) -> str:
 def has_generation_tags(source: str) -> bool:
     """Whether the template says what is trained."""
     return GENERATION_TAG.search(source) is not None
+
+
+def writes_tools(template: ChatTemplate) -> bool:
+    """Whether the template writes function definitions: probed with one, not looked for in its source."""
+    return "tools" in template.written
+
+
+def writes_tool_calls(template: ChatTemplate) -> bool:
+    """Whether the template writes an assistant's calls: probed with one, not looked for in its source.
+
+    Raises DataError for a template that says what is trained and leaves the calls out of it.
+    """
+    return "tool_calls" in template.written
+
+
+def turn_end(template: ChatTemplate) -> str:
+    """The text that follows an assistant's content, such as "</s>\\n"; the special token at its start is the stop.
+
+    Probed: a chat of user and assistant is rendered, and what stands behind the answer is the turn's end. Raises
+    DataError for a template that refuses such a chat, or that does not write the answer once.
+    """
+    answer = "zqassistantqz"
+    try:
+        text = template.render([QUESTION, {"role": "assistant", "content": answer}], add_generation_prompt=False).text
+    except TemplateError as fault:
+        raise _no_turn_end(f"refuses a chat of user and assistant: {fault}") from None
+    _, found, end = text.partition(answer)
+    if not found or answer in end:
+        raise _no_turn_end("does not write the assistant's content once")
+    return end
+
+
+def _no_turn_end(what: str) -> DataError:
+    return DataError(
+        f"the chat template {what}", "tokenizer.chat_template", "mend the template: every turn's content once, as it is"
+    )
+
+
+def _writes_tools(template: ChatTemplate) -> bool:
+    parameters = {"type": "object", "properties": {"zqparameterqz": {"type": "string"}}}
+    function = {"name": "zqnameqz", "description": "zqdescriptionqz", "parameters": parameters}
+    try:
+        text = template.render(
+            [QUESTION], add_generation_prompt=True, tools=[{"type": "function", "function": function}]
+        ).text
+    except TemplateError:
+        return False
+    return "zqnameqz" in text and "zqparameterqz" in text
+
+
+def _writes_calls(template: ChatTemplate) -> bool:
+    call = {"type": "function", "function": {"name": "zqnameqz", "arguments": {"zqkeyqz": "zqvalueqz"}}}
+    messages = [QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    try:
+        rendered = template.render(messages, add_generation_prompt=False)
+    except TemplateError:
+        return False
+    signs = ("zqnameqz", "zqkeyqz", "zqvalueqz")
+    if not all(sign in rendered.text for sign in signs):
+        return False
+    trained = "".join(rendered.text[start:end] for start, end in rendered.spans)
+    if rendered.spans and not all(sign in trained for sign in signs):
+        raise DataError(
+            "the chat template writes an assistant's calls outside of its generation block: they would not be trained",
+            "tokenizer.chat_template",
+            "put {% generation %} before the calls and {% endgeneration %} behind the stop token that follows them",
+        )
+    return True
+
+
+def _free_marks(messages: Sequence[Turn], tools: Sequence[Mapping[str, Any]] | None) -> tuple[str, str]:
+    """Two noncharacters that no text of the chat holds."""
+    content = "".join(message["content"] for message in messages)
+    if tools or any(message.get("tool_calls") for message in messages):
+        content += json.dumps([tools, [message.get("tool_calls") for message in messages]], ensure_ascii=False)
+    free = [mark for mark in MARKS if mark not in content]
+    if len(free) < 2:
+        raise DataError("the text holds all 32 noncharacters U+FDD0 to U+FDEF", content[:80], "remove that record")
+    return free[0], free[1]
 
 
 def _without_marks(marked: str, start: str, end: str) -> Rendered:

@@ -1,4 +1,4 @@
-"""stage outputs, params.yaml, dvc.lock, git -> hashes, tags, flat figures and the text of a registered version.
+"""stage outputs, params.yaml, dvc.lock, git -> hashes, tags and flat figures of a registered version.
 
 Imports no mlflow: what is recorded is decided here, where it is recorded in tracking.py.
 """
@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -257,35 +257,3 @@ def quantized_types(metrics: Mapping[str, float]) -> list[str]:
     if not sizes:
         raise DataError("no GGUF type", "metrics/quantize_gguf.json", "run `dvc repro`")
     return sorted(sizes, key=lambda name: (-sizes[name], name))
-
-
-def describe(tags: Mapping[str, str], metrics: Mapping[str, float], datasets: Sequence[DatasetFacts]) -> str:
-    """The registered version's page, in Markdown."""
-    return "\n".join(_describe(tags, metrics, datasets)) + "\n"
-
-
-def _describe(tags: Mapping[str, str], metrics: Mapping[str, float], datasets: Sequence[DatasetFacts]) -> Iterator[str]:
-    base = f"`{tags['base.repo']}` at `{tags['base.revision']}`" if "base.repo" in tags else "a model made from scratch"
-    licences = ", ".join(json.loads(tags["licenses"]))
-    yield f"Recipe `{tags['recipe']}`, on {base}.\n\n**Learned from** (licences: {licences})\n"
-    for dataset in datasets:
-        profile = json.loads(dataset.profile)
-        yield f"- {dataset.name}: {profile['files']} file(s), {profile['size_bytes']} bytes, `{dataset.sha256[:12]}`"
-    rows, tokens = figure(metrics, "split.splits.train.rows"), figure(metrics, "split.splits.train.trained_tokens")
-    yield f"\n{rows:.0f} training rows, {tokens:.0f} trained tokens.\n\n**Perplexity on the held-out test rows**\n"
-    base_perplexity = figure(metrics, "evaluate.base.perplexity")
-    tuned_perplexity = figure(metrics, "evaluate.tuned.perplexity")
-    ratio = figure(metrics, "evaluate.perplexity_ratio")
-    yield "| base | tuned | ratio |\n|---|---|---|"
-    yield f"| {base_perplexity:.3f} | {tuned_perplexity:.3f} | {ratio:.3f} |\n\n**Quantisation**\n"
-    yield "| type | MiB | perplexity / merged | same first choice |\n|---|---|---|---|"
-    for name in quantized_types(metrics):
-        entry = f"quantize_gguf.types.{name}"
-        size_mib = figure(metrics, f"{entry}.size_bytes") / MIB
-        loss, agreement = figure(metrics, f"{entry}.perplexity_ratio"), figure(metrics, f"{entry}.top1_agreement")
-        yield f"| {name} | {size_mib:.1f} | {loss:.4f} | {agreement:.2%} |"
-    parity, chats = figure(metrics, "ollama_modelfile.parity"), figure(metrics, "ollama_modelfile.chats")
-    yield f"\n**Served = trained**: {parity:.1%} of {chats:.0f} fixture chats have the same token ids.\n\n**Rebuild**\n"
-    yield f"    git checkout {tags['git.commit']}\n    make repro\n"
-    if tags["git.dirty"] != "false":
-        yield "The working tree had changes beside this commit: the rebuild may differ."

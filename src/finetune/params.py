@@ -91,6 +91,9 @@ class Params(Section):
                 f"split.mix.shares must name the training sources ({', '.join(sorted(training))}), "
                 f"it names {', '.join(sorted(self.split.mix.shares))}"
             )
+        for key, names in (("style_sources", self.evaluate.style_sources), ("labels", self.evaluate.labels)):
+            if unknown := sorted(set(names) - training):
+                yield f"evaluate.{key} names {', '.join(unknown)}, which no training source is called"
         corpus = self.tokenizer.corpus if isinstance(self.tokenizer, TrainTokenizer) else None
         texts = training | set(self.fetch.names("tokenizer"))
         if corpus is not None and not set(corpus) <= texts:

@@ -15,6 +15,8 @@ from finetune.lineage import MIB, figure, quantized_types, read_metrics
 from finetune.reproduction import explain
 
 HEADINGS = ("what", "where", "MiB", "figures")
+# Written by `make report` and `make repro`; `dvc repro` alone leaves it out.
+REPORT = "report/index.html"
 
 
 def summarize(root: Path) -> str:
@@ -24,9 +26,12 @@ def summarize(root: Path) -> str:
     rows = [*_data_rows(root, metrics), *_model_rows(root, metrics), *_served_rows(root, metrics)]
     version = f"{registered['model_name']}@{registered['alias']}"
     rows.append(("registered", "models/registered.json", "", f"{version}, content {registered['content_sha256'][:12]}"))
+    if (root / REPORT).exists():
+        rows.append(_row(root, "report", REPORT, "all of this and more on one page, for a browser"))
     commands = [
         (f"ollama create {registered['model_name']} -f models/ollama/Modelfile", "serve it with Ollama"),
         ("make chat", "talk to it here"),
+        ("make report", f"write the page of this run, {REPORT}"),
         ("make mlflow", "look at the run and the registered version"),
     ]
     width = max(len(command) for command, _ in commands)
@@ -51,10 +56,16 @@ def _model_rows(root: Path, metrics: Mapping[str, float]) -> Iterator[tuple[str,
     yield _row(root, "adapter", "models/adapter", f"{steps:.0f} steps, validation loss {loss:.3f}")
     base, tuned = figure(metrics, "evaluate.base.perplexity"), figure(metrics, "evaluate.tuned.perplexity")
     ratio = figure(metrics, "evaluate.perplexity_ratio")
-    figures = f"test perplexity {base:.2f} -> {tuned:.2f}, ratio {ratio:.3f}"
+    figures = f"test perplexity {base:.2f} -> {tuned:.2f}, ratio {ratio:.3f}{_interval(metrics)}"
     yield _row(root, "base -> tuned", "data/evaluation/samples.jsonl", figures)
     difference = figure(metrics, "merge.max_logit_difference")
     yield _row(root, "merged model", "models/merged", f"logits within {difference:.2g} of base + adapter")
+
+
+def _interval(metrics: Mapping[str, float]) -> str:
+    """The 95 % interval of the ratio; test rows of a single group have none."""
+    low, high = (metrics.get(f"evaluate.perplexity_ratio_interval.{end}") for end in ("low", "high"))
+    return "" if low is None or high is None else f" (95 %: {low:.3f} to {high:.3f})"
 
 
 def _served_rows(root: Path, metrics: Mapping[str, float]) -> Iterator[tuple[str, ...]]:

@@ -58,9 +58,7 @@ def refusals() -> Iterator[None]:
     except FAULTS as fault:
         remedy = "start the server (`make mlflow`) or `unset MLFLOW_TRACKING_URI`, then `make register`"
         if isinstance(fault, ImportError):
-            remedy = (
-                f"install the driver: `{sys.executable} -m pip install {fault.name or 'PACKAGE'}`, then `make register`"
-            )
+            remedy = f"`{sys.executable} -m pip install {fault.name or 'PACKAGE'}` (the driver), then `make register`"
         raise TrackingError(f"MLflow failed: {first_line(fault)}", shown_uri(), remedy) from fault
 
 
@@ -211,15 +209,18 @@ def log_outputs(
     metrics: Mapping[str, float],
     datasets: Sequence[DatasetFacts],
     artifacts: Mapping[Path, str],
+    texts: Mapping[str, str],
     tags: Mapping[str, str],
 ) -> None:
-    """Log stage metrics that changed, dataset inputs, artifacts ({file: folder in the run}) and tags."""
+    """Log stage metrics that changed, dataset inputs, artifacts ({file: folder}), texts ({path: content}) and tags."""
     logged = client.get_run(run_id).data.metrics
     changed = [(0, key, value) for key, value in sorted(metrics.items()) if logged.get(key) != value]
     _log_metrics(client, run_id, changed)
     client.log_inputs(run_id, [_dataset_input(dataset) for dataset in datasets])
     for path, folder in artifacts.items():
         client.log_artifact(run_id, str(path), folder or None)
+    for place, text in texts.items():
+        client.log_text(run_id, text, place)
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in sorted(tags.items())])
 
 
@@ -230,9 +231,9 @@ def _dataset_input(facts: DatasetFacts) -> Any:
 
 
 def register_version(
-    client: Any, run_id: str, register: Register, merged: Path, tags: Mapping[str, str], description: str
+    client: Any, run_id: str, register: Register, merged: Path, tags: Mapping[str, str], description: str, card: str
 ) -> str:
-    """Number of the version with this content and mode, made now or known (then with `new_source`); it gets ALIAS."""
+    """Number of this content's version, made now or known (then with `new_source`), as ALIAS; `card`: its README.md."""
     name, mode = register.model_name, register.mode
     condition = f"name = '{name}' and tags.{CONTENT_TAG} = '{tags[CONTENT_TAG]}' and tags.{MODE_TAG} = '{mode}'"
     found = sorted((int(entry.version) for entry in client.search_model_versions(condition)), reverse=True)
@@ -245,7 +246,7 @@ def register_version(
     else:
         with mlflow.start_run(run_id=run_id):
             if mode == "upload":
-                model_id = _upload(name, merged, tags, description)
+                model_id = _upload(name, merged, tags, card)
             else:
                 model_id = mlflow.create_external_model("merged", model_type="llm", tags=dict(tags)).model_id
         entry = mlflow.register_model(f"models:/{model_id}", name, tags={**tags, MODE_TAG: mode})
@@ -255,7 +256,7 @@ def register_version(
     return number
 
 
-def _upload(model_name: str, merged: Path, tags: Mapping[str, str], description: str) -> str:
+def _upload(model_name: str, merged: Path, tags: Mapping[str, str], card: str) -> str:
     from huggingface_hub import ModelCard
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -269,7 +270,7 @@ def _upload(model_name: str, merged: Path, tags: Mapping[str, str], description:
         task="llm/v1/chat",
         pip_requirements=requirements,
         model_config=CHAT_PIPELINE,
-        model_card=ModelCard(f"---\nlicense: {tags['licenses']}\n---\n\n{description}"),
+        model_card=ModelCard(card),
     )
     return str(logged.model_id)
 
@@ -284,7 +285,7 @@ def ask_registered(name: str, question: str) -> str:
 
 
 def main() -> None:
-    """Print the answer of `python -m finetune.tracking ask models:/name@alias "question"`."""
+    """Print the answer of a registered version to one question."""
     setup_logging("tracking")
     pin_cpu_code_path()
     if len(sys.argv) != 4 or sys.argv[1] != "ask":

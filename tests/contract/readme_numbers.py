@@ -16,10 +16,13 @@ TABLE = {
 |---|---|---|
 | rows read = kept + dropped by a rule + duplicates + near-duplicates + quarantined | \
 {rows} = {kept} + {dropped} + {twice} + {near} + {held} | C |
-| perplexity of held-out answers ({tokens} tokens), base → tuned | {base} → {tuned} (× {ratio}) | E |
+| perplexity of held-out answers ({tokens} tokens), base → tuned | \
+{base} → {tuned} (× {ratio}; 95% interval {low} to {high}) | E |
 | next token right, base → tuned | {base_right}% → {tuned_right}% | E |
 | merged model beside base + adapter | largest logit difference {difference} | M |
-| GGUF {type} | {size} MiB, perplexity × {loss} of merged, same first choice {same}% | Q |
+| divergence from the trained 4-bit model, merged onto the 16-bit / the dequantised base | \
+{kl_original} / {kl_dequantized} nats a token | M |
+| GGUF {type} | {size} MiB, perplexity × {loss} of merged, KL {kl}, same first choice {same}% | Q |
 | prompts served as trained | {alike} of {chats} chats | O |
 | the whole pipeline, after set-up | {wall} s on {cores} cores, largest process {peak} GiB | B |
 | {prepare_mb} MB of chat to packed rows, beside TRL (equal ids and masks) | {trl}× its speed, {trl_two}× with two \
@@ -34,10 +37,13 @@ where it splits words at blanks; recall {recall}, precision {precision} | D |
 |---|---|---|
 | lignes lues = gardées + écartées par une règle + doublons + quasi-doublons + quarantaine | \
 {rows} = {kept} + {dropped} + {twice} + {near} + {held} | C |
-| perplexité des réponses de test ({tokens}\xa0tokens), base → affiné | {base} → {tuned} (× {ratio}) | E |
+| perplexité des réponses de test ({tokens}\xa0tokens), base → affiné | \
+{base} → {tuned} (× {ratio} ; intervalle à 95\xa0% de {low} à {high}) | E |
 | token suivant juste, base → affiné | {base_right}\xa0% → {tuned_right}\xa0% | E |
 | modèle fusionné face à base + adaptateur | écart de logits maximal {difference} | M |
-| GGUF {type} | {size}\xa0Mio, perplexité × {loss} du fusionné, même premier choix {same}\xa0% | Q |
+| divergence du modèle 4 bits entraîné, fusion sur la base 16 bits / déquantifiée | \
+{kl_original} / {kl_dequantized} nats par token | M |
+| GGUF {type} | {size}\xa0Mio, perplexité × {loss} du fusionné, KL {kl}, même premier choix {same}\xa0% | Q |
 | prompts servis comme à l’entraînement | {alike} conversations sur {chats} | O |
 | tout le pipeline, installation exceptée | {wall}\xa0s sur {cores}\xa0cœurs, plus gros processus {peak}\xa0Gio | B |
 | {prepare_mb}\xa0Mo de conversations en lignes prêtes, face à TRL (mêmes ids et masques) | {trl} fois sa vitesse, \
@@ -71,6 +77,8 @@ def figures() -> dict[str, str]:
         **{"base": f"{base['perplexity']:.2f}", "tuned": f"{tuned['perplexity']:.2f}", "tokens": f"{base['tokens']:,}"},
         **{"base_right": f"{base['token_accuracy']:.1%}"[:-1], "tuned_right": f"{tuned['token_accuracy']:.1%}"[:-1]},
         "ratio": f"{evaluated['perplexity_ratio']:.3f}",
+        **{end: f"{evaluated['perplexity_ratio_interval'][end]:.3f}" for end in ("low", "high")},
+        **{f"kl_{onto}": f"{each['mean_kl']:.5f}" for onto, each in loaded("metrics/merge.json")["compare"].items()},
         "difference": f"{loaded('metrics/merge.json')['max_logit_difference']:.4f}",
         "chats": f"{served['chats']:,}",
         "alike": f"{round(served['parity'] * served['chats']):,}",
@@ -101,7 +109,8 @@ def figures_by_type() -> Iterator[dict[str, str]]:
     types = loaded("metrics/quantize_gguf.json")["types"]
     for name, entry in sorted(types.items(), key=lambda item: -item[1]["size_bytes"]):
         size, same = f"{entry['size_bytes'] / MIB:.2f}", f"{entry['top1_agreement']:.1%}"[:-1]
-        yield {"type": f"`{name}`", "size": size, "loss": f"{entry['perplexity_ratio']:.4f}", "same": same}
+        kl = f"{entry['mean_kl']:.5f}"
+        yield {"type": f"`{name}`", "size": size, "loss": f"{entry['perplexity_ratio']:.4f}", "same": same, "kl": kl}
 
 
 def expected_table(page: str) -> str:

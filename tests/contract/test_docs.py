@@ -22,6 +22,7 @@ PAGES = (
     *READMES,
     "CONTRIBUTING.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("recipes/**/*.md")),
+    *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md")),
 )
 # What types a documented make target for real; the others need what is named.
 PROVEN_BY = {
@@ -31,6 +32,10 @@ PROVEN_BY = {
     "repro": "test_the_committed_bytes_come_out_again",
     "summary": "test_the_summary_ends_with_the_command_to_type",
     "plots": "test_plots_are_drawn",
+    "report": "test_make_report_writes_the_same_page_again",
+    "lineage": "test_lineage_of_a_copied_file_names_the_commit_and_the_commands",
+    "serve": "test_documented_commands_run",
+    "ollama": "test_documented_commands_run",
     "register": "test_registering_twice_makes_one_version_under_the_alias",
     "setup": "test_a_step_runs_once_per_key_and_again_when_its_product_is_gone",
     "clean-tools": "test_the_cpu_choice_is_not_met_by_a_cuda_build",
@@ -39,7 +44,14 @@ PROVEN_BY = {
     "test": "itself",
     "lint": "CI",
 }
-ELSEWHERE = ("ollama run", ". .venv/bin/activate", "cp -r recipes/smoke ", "export MLFLOW_", "unset MLFLOW_")
+ELSEWHERE = (
+    "ollama run",
+    "python -m mlflow models serve ",
+    ". .venv/bin/activate",
+    "cp -r recipes/smoke ",
+    "export MLFLOW_",
+    "unset MLFLOW_",
+)
 # Names that are not a path in this repository: made later, or an example, or a package of Go.
 NOT_HERE = (
     ".venv",
@@ -174,6 +186,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("make --old-file setup summary", 2, "DataError: no metrics"),
         # Nothing was made in this copy: what counts is that make hands over the Modelfile's path.
         ("make --old-file setup chat", 2, "the Modelfile is missing"),
+        ("make --old-file setup serve", 2, "the Modelfile is missing"),
+        ("make --old-file setup ollama", 2, "the Modelfile is missing"),
+        ("make --old-file setup report", 2, "DataError"),
+        ("make --old-file setup lineage FILE=x.gguf", 2, "the GGUF file is missing"),
         ("python -m dvc stage list", 0, "ollama_modelfile "),
         ("python -m dvc dag", 0, "| train_qlora |"),
     ],

@@ -21,7 +21,7 @@ CODE = ("src", "tests", "benchmarks", "scripts", "docker")
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_STAGE_LINES = 300, 60, 80
 FILES = sorted(file for folder in CODE for file in (ROOT / folder).rglob("*.py"))
 PRODUCT = [file for file in FILES if file.relative_to(ROOT).parts[0] != "tests"]
-PINNED_FILES = ("data", "train", "export", "pipeline", "dev", "build")
+PINNED_FILES = ("data", "train", "export", "pipeline", "serve", "dev", "build")
 
 
 def relative(file: Path) -> str:
@@ -98,6 +98,10 @@ def make(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
     [
         (("chat",), "the Modelfile is missing\n  where:  models/ollama/Modelfile"),
         (("summary",), "no metrics\n  where:  metrics"),
+        (("report",), "ParamsError: file is missing"),
+        (("lineage", "FILE=x.gguf"), "the GGUF file is missing\n  where:  x.gguf"),
+        (("serve",), "the Modelfile is missing\n  where:  models/ollama/Modelfile"),
+        (("ollama",), "the Modelfile is missing\n  where:  models/ollama/Modelfile"),
         (("recipe", "NAME=smoke"), "params.yaml is now the recipe smoke"),
         (("pin", "NAME=smoke"), "recipes/smoke/params.yaml: 0 of 0 Hub revisions changed"),
     ],
@@ -111,7 +115,8 @@ def test_a_program_takes_the_arguments_that_make_gives_it(
 
 def test_every_program_in_the_makefile_is_tried() -> None:
     programs = set(re.findall(r"python -m (finetune\.\w+)", (ROOT / "Makefile").read_text()))
-    assert programs == {"finetune.chat", "finetune.summary", "finetune.recipes", "finetune.pin"}
+    tried = {"chat", "summary", "run_report", "recipes", "pin", "origin", "serve", "ollama"}
+    assert programs == {f"finetune.{name}" for name in tried}
 
 
 @pytest.mark.parametrize("address", ["https://ann:hun/t@er2@host:5000", "postgresql://ann:hunter2@host/db"])
@@ -142,7 +147,7 @@ def test_the_compiled_source_archive_is_the_pinned_release() -> None:
 
 
 def test_every_runtime_bound_has_its_reason() -> None:
-    for name in ("data", "train", "export", "pipeline"):
+    for name in ("data", "train", "export", "pipeline", "serve"):
         lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
         assert [line for line in lines if "==" in line and "  #" not in line] == []
 
@@ -184,6 +189,8 @@ def test_the_installed_environment_is_the_lock() -> None:
         ("data/raw/x", True),
         ("models/gguf/x", True),
         ("mlflow.db", True),
+        ("report/index.html", True),
+        ("data/quantization/samples.jsonl", True),
         (".venv/x", True),
         (".tools/x", True),
     ],

@@ -116,7 +116,20 @@ def test_domain_packages_import_neither_each_other_nor_stages(module: str) -> No
     for name in imports_of(module):
         parts = name.split(".")
         if parts[0] == "finetune" and len(parts) > 1:
-            assert parts[1] not in {"stages", "tracking", "lineage", "params", "recipes", "summary", "chat"}, name
+            assert parts[1] not in {
+                "stages",
+                "tracking",
+                "lineage",
+                "params",
+                "recipes",
+                "summary",
+                "chat",
+                "serving",
+                "serve",
+                "ollama",
+                "origin",
+                "run_report",
+            }, name
             assert parts[1] not in LAYERS - {own} or name.startswith("finetune.data.record"), name
 
 

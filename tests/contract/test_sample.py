@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_script_makes_the_committed_files(made: tuple[Path, dict[str, dict[str, 
 
 
 def test_script_leaves_nothing_beside_itself(made: tuple[Path, dict[str, dict[str, int]]]) -> None:
-    expected = {*FILES, "README.md", "faults.py", "make_sample.py", "phrases.json"}
+    expected = {*FILES, "README.md", "faults.py", "make_sample.py", "phrases.json", "tool_calls"}
     assert {path.name for path in SAMPLE.iterdir()} == expected
 
 
@@ -209,6 +210,30 @@ def test_tool_calls_match_an_offered_tool() -> None:
                 called += 1
                 assert list(call["function"]["arguments"]) == offered[call["function"]["name"]]["required"]
     assert called >= 70
+
+
+def test_no_model_is_trained_on_a_tool_call_question() -> None:
+    training = "".join((SAMPLE / name).read_bytes().decode("utf-8", "replace") for name in FILES)
+    rows = [row for name in ("simple", "irrelevance") for row in questions(f"workshop_{name}.jsonl")]
+    assert len(rows) == 14
+    assert [text for row in rows for text in [row["question"][0][-1]["content"]] if text in training] == []
+
+
+def test_tool_call_questions_offer_what_the_training_text_offers() -> None:
+    tools = {tool["function"]["name"]: tool["function"] for tool in offered_in_training()}
+    for row in questions("workshop_simple.jsonl") + questions("workshop_irrelevance.jsonl"):
+        for function in row["function"]:
+            as_trained = {**function, "parameters": {**function["parameters"], "type": "object"}}
+            assert as_trained == tools.get(function["name"], as_trained)
+
+
+def questions(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (SAMPLE / "tool_calls" / name).read_text(encoding="utf-8").splitlines()]
+
+
+def offered_in_training() -> list[dict[str, Any]]:
+    rows = [row for row in json_rows((SAMPLE / "tools.jsonl").read_bytes()) if isinstance(row, dict)]
+    return [tool for row in rows for tool in row.get("tools", [])]
 
 
 def test_sample_is_small() -> None:

@@ -82,7 +82,7 @@ def shrink(content: dict[str, Any], local_dir: str) -> dict[str, Any]:
     }
     if "c_attn" in training["lora"]["target_modules"]:
         training["lora"]["target_modules"] = SEVEN
-    content["evaluate"] = {"samples_per_source": 1, "max_new_tokens": 8}
+    content["evaluate"] |= {"samples_per_source": 1, "answers_per_task": 2, "max_new_tokens": 8}
     content["merge"] |= {"compare_dtype": "float32", "max_logit_difference": 0.1}
     content["ollama_modelfile"]["num_ctx"] = min(1024, content["ollama_modelfile"]["num_ctx"])
     content["register"]["mode"] = "upload"

@@ -8,6 +8,8 @@ and those bytes are the committed ones; perplexities, quantisation losses, parit
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from clone import ROOT, clone, core_count, git, out_hashes, repro, run, stages_run, usable_cores
 
 from finetune.data.cleaning.language import identify
+from finetune.io import sha256_file
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1200)]
 
@@ -32,6 +35,11 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def metrics(folder: Path, stage: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((folder / f"metrics/{stage}.json").read_text(encoding="utf-8"))
     return content
+
+
+def rebuild_commands(lineage: str) -> list[str]:
+    _, _, commands = lineage.partition("make it again, and compare:\n")
+    return [line.strip() for line in commands.splitlines()]
 
 
 def change_params(folder: Path, old: str, new: str) -> None:
@@ -107,26 +115,60 @@ def test_the_registered_version_answers(first: Path) -> None:
     assert finished.stdout.strip()
 
 
+def test_lineage_of_a_copied_file_names_the_commit_and_the_commands(first: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "found.gguf"
+    copied.write_bytes((first / "models/gguf/model-Q8_0.gguf").read_bytes())
+    commit = git(first, "log", "-1", "--format=%H", "--", "metrics/quantize_gguf.json").strip()
+    finished = run(["make", "--old-file", "setup", "lineage", f"FILE={copied}"], first)
+    assert finished.returncode == 0, finished.stderr
+    assert f"commit      {commit}" in finished.stdout
+    assert "tree        clean" in finished.stdout
+    assert re.search(r"chat_fr +training +MIT +1 +60,225 +26314b0b1a4a", finished.stdout)
+    assert "train_qlora.lora.rank                         32" in finished.stdout
+    assert rebuild_commands(finished.stdout)[1:] == [
+        "cd rebuilt",
+        f"git checkout {commit}",
+        "make repro",
+        f'echo "{sha256_file(copied)}  models/gguf/model-Q8_0.gguf" | sha256sum --check',
+    ]
+    version = run(["make", "--old-file", "setup", "lineage", "VERSION=finetune-smoke@challenger"], first)
+    assert version.returncode == 0, version.stderr
+    assert git(first, "rev-parse", "HEAD").strip() in version.stdout
+
+
+def test_the_run_has_its_page(first: Path) -> None:
+    finished = run(["make", "--old-file", "setup", "report"], first)
+    assert finished.returncode == 0, finished.stderr
+    page = (first / "report/index.html").read_text(encoding="utf-8")
+    assert "Run of the recipe smoke" in page
+    assert "not measured on this machine" not in page
+
+
 def test_plots_are_drawn(first: Path) -> None:
     finished = run([sys.executable, "-m", "dvc", "plots", "show"], first)
     assert finished.returncode == 0, finished.stderr
     page = (first / "dvc_plots/index.html").read_text(encoding="utf-8")
-    for name in ("train_log", "funnel", "sources", "lengths", "mix", "perplexity", "quantization"):
+    for name in ("train_log", "funnel", "sources", "lengths", "mix", "perplexity", "perplexity_ratio", "quantization"):
         assert f"plots/{name}.csv" in page
 
 
 def test_other_conditions_give_the_same_bytes(first: Path, tmp_path: Path) -> None:
-    second = clone(tmp_path / "a clone with spaces")
+    lineage = run(["make", "--old-file", "setup", "lineage", "FILE=models/gguf/model-Q8_0.gguf"], first)
+    clone_it, _, check_out, _, compare = rebuild_commands(lineage.stdout)
+    second = tmp_path / "a clone with spaces"
+    git(tmp_path, *shlex.split(clone_it)[1:3], str(second))
+    git(second, *shlex.split(check_out)[1:])
     environment = {"PYTHONHASHSEED": "12345", "TZ": "Asia/Kolkata", "LC_ALL": "C", "LANG": "C"}
     output = repro(second, cores=usable_cores()[:1], **environment)
     assert core_count(output) == 1
     assert len(stages_run(output)) == 12
     assert out_hashes(second) == out_hashes(first)
+    assert run(["sh", "-c", compare], second).stdout == "models/gguf/model-Q8_0.gguf: OK\n"
 
 
 def test_an_evaluate_parameter_leaves_training_alone(first: Path) -> None:
     change_params(first, "samples_per_source: 2", "samples_per_source: 1")
-    assert stages_run(repro(first)) == ["evaluate", "register"]
+    assert stages_run(repro(first)) == ["evaluate", "quantize_gguf", "register"]
     change_params(first, "samples_per_source: 1", "samples_per_source: 2")
     repro(first)
     assert git(first, "status", "--porcelain") == ""

@@ -13,6 +13,9 @@ from finetune.chat_template import (
     read_template,
     serving_form,
     special_tokens,
+    turn_end,
+    writes_tool_calls,
+    writes_tools,
 )
 from finetune.data.encoding.chat import encode
 from finetune.data.encoding.encoder import make_encoder
@@ -131,3 +134,94 @@ def test_text_ids_and_mask_are_those_of_transformers_on_the_smoke_template():
     assert list(encoded.input_ids) == expected["input_ids"]
     assert list(encoded.trained) == [bool(mask) for mask in expected["assistant_masks"]]
     assert sum(encoded.trained) > 10
+
+
+ROLES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+CALLS = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{ eos_token }}{% endgeneration %}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "tools", "calls"),
+    [
+        (SMOKE.read_text(encoding="utf-8"), True, True),
+        (ROLES, False, False),
+        (CALLS, False, True),
+        ("{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + ROLES, True, False),
+        # The words alone write nothing.
+        ("{% if tools %}{% endif %}{# tool_calls #}" + ROLES, False, False),
+        ("{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}" + ROLES, False, False),
+        ("{% for tool in tools %}{{ tool | tojson }}{% endfor %}" + ROLES, True, False),
+        ("{{ raise_exception('no') if tools }}" + ROLES, False, False),
+    ],
+)
+def test_what_a_template_writes_is_probed(source, tools, calls):
+    template = compile_template(source, TOKENS, "t.jinja")
+    assert (writes_tools(template), writes_tool_calls(template)) == (tools, calls)
+
+
+def test_functions_and_calls_are_rendered_as_transformers_renders_them():
+    source = SMOKE.read_text(encoding="utf-8")
+    tool = {"type": "function", "function": {"name": "f", "description": "<d>", "parameters": {}}}
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": "é & \ufdd0"}}}
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "1", "name": "f"},
+        {"role": "assistant", "content": "Oui", "tool_calls": [call, call]},
+    ]
+    result = compile_template(source, TOKENS, "t").render(turns, add_generation_prompt=False, tools=[tool])
+    theirs = PreTrainedTokenizerFast(tokenizer_object=smoke_tokenizer(), **TOKENS)
+    assert result.text == theirs.apply_chat_template(turns, chat_template=source, tools=[tool], tokenize=False)
+    written = '<tool_call>{"name":"f","arguments":{"x":"é \\u0026 \ufdd0"}}</tool_call>'
+    assert result.text == (
+        '<s><|system|>\nTools: [{"type":"function","function":{"name":"f","description":"\\u003cd\\u003e",'
+        f'"parameters":{{}}}}}}]\n<|user|>\nq\n<|assistant|>\n{written}</s>\n<|tool|>\n1\n'
+        f"<|assistant|>\nOui\n{written}\n{written}</s>\n"
+    )
+    assert [result.text[start:end] for start, end in result.spans] == [
+        f"{written}</s>",
+        f"Oui\n{written}\n{written}</s>",
+    ]
+
+
+def test_a_client_may_send_arguments_as_text_and_no_content():
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    result = rendered(SMOKE.read_text(encoding="utf-8"), [{"role": "assistant", "content": "", "tool_calls": [call]}])
+    assert result.text == '<s><|assistant|>\n<tool_call>{"name":"f","arguments":{"x": 1}}</tool_call></s>\n'
+
+
+def test_calls_outside_of_the_generation_block_are_refused():
+    outside = CALLS.replace("{% generation %}{{ m.content }}", "{{ m.content }}").replace(
+        "{% endfor %}{{ eos", "{% endfor %}{% generation %}{{ eos"
+    )
+    with pytest.raises(DataError, match="calls outside of its generation block"):
+        writes_tool_calls(compile_template(outside, TOKENS, "t.jinja"))
+
+
+@pytest.mark.parametrize(
+    ("source", "end"),
+    [
+        (SMOKE.read_text(encoding="utf-8"), "</s>\n"),
+        (ROLES.replace("m.content }}", "m.content | trim }}<|eot_id|>"), "<|eot_id|>"),
+        (ROLES, ""),
+    ],
+)
+def test_the_end_of_a_turn_is_what_follows_an_answer(source, end):
+    assert turn_end(compile_template(source, TOKENS, "t.jinja")) == end
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("{{ raise_exception('no') }}", "refuses a chat of user and assistant: no"),
+        ("{{ messages[0].content }}", "does not write the assistant's content once"),
+        (ROLES + ROLES, "does not write the assistant's content once"),
+    ],
+)
+def test_a_template_without_an_end_of_turn_is_refused(source, fault):
+    with pytest.raises(DataError, match=fault):
+        turn_end(compile_template(source, TOKENS, "t.jinja"))

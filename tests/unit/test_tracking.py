@@ -191,7 +191,7 @@ def test_a_database_without_its_driver_leaves_training_alone_and_stops_register(
         train(mirror)
     assert len(warnings) == 1
     assert "psycopg2" in warnings[0]
-    with pytest.raises(TrackingError, match=r"-m pip install psycopg2`, then `make register`") as caught:
+    with pytest.raises(TrackingError, match=r"-m pip install psycopg2` \(the driver\), then `make register`") as caught:
         tracking.connect(tracking.PATIENT)
     assert "hunter2" not in str(caught.value) + warnings[0]
 

@@ -8,31 +8,45 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from finetune.log import progress
+from tokenizers import Tokenizer
 
 LogitsOf = Callable[[list[int]], torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Score:
-    """Sums over trained tokens: negative log-likelihood in nats, tokens, and those that were the most likely one."""
+    """Sums over trained tokens: negative log-likelihood in nats, tokens, and those that were the most likely one.
+
+    `text_bytes`: UTF-8 bytes of the text that these tokens stand for; 0 where nobody counted them.
+    """
 
     nats: float = 0.0
     tokens: int = 0
     correct: int = 0
+    text_bytes: int = 0
 
     def __add__(self, other: Score) -> Score:
         """The score of both texts together."""
-        return Score(self.nats + other.nats, self.tokens + other.tokens, self.correct + other.correct)
+        return Score(
+            self.nats + other.nats,
+            self.tokens + other.tokens,
+            self.correct + other.correct,
+            self.text_bytes + other.text_bytes,
+        )
 
     def summary(self) -> dict[str, float]:
-        """Perplexity = exp(nats / tokens), and token accuracy."""
-        return {
+        """Perplexity = exp(nats / tokens) and token accuracy; bits per byte = nats / ln 2 / bytes if these are known.
+
+        Only bits per byte may be compared between vocabularies.
+        """
+        figures = {
             "perplexity": math.exp(self.nats / self.tokens),
             "token_accuracy": self.correct / self.tokens,
             "tokens": self.tokens,
         }
+        if self.text_bytes:
+            figures |= {"bits_per_byte": self.nats / math.log(2) / self.text_bytes, "bytes": self.text_bytes}
+        return figures
 
 
 @dataclass(frozen=True)
@@ -65,12 +79,38 @@ def predictions(logits: torch.Tensor, ids: list[int], trained: list[bool]) -> tu
     return torch.log_softmax(logits[rows].float(), dim=-1), targets
 
 
-def score(logits: torch.Tensor, ids: list[int], trained: list[bool]) -> Score:
-    """Score one row; sums in float64."""
+def score(logits: torch.Tensor, ids: list[int], trained: list[bool], text_bytes: int = 0) -> Score:
+    """Score one row; sums in float64. `text_bytes` as `trained_text_bytes` counts them, 0 if not wanted."""
     log_probabilities, targets = predictions(logits, ids, trained)
     chosen = log_probabilities.gather(1, targets[:, None]).double()
     correct = (log_probabilities.argmax(dim=-1) == targets).sum()
-    return Score(-float(chosen.sum()), len(targets), int(correct))
+    return Score(-float(chosen.sum()), len(targets), int(correct), text_bytes)
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[int, str]:
+    """The special tokens' ids and texts."""
+    return {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+
+
+def trained_text_bytes(
+    tokenizer: Tokenizer, special: Mapping[int, str], ids: Sequence[int], trained: Sequence[bool]
+) -> int:
+    """UTF-8 bytes of the text of the tokens that `score` counts, without the text of special tokens.
+
+    Each run of trained tokens is decoded behind the token before it, for a decoder may drop a space at its start.
+    """
+    size_bytes, position = 0, 1
+    while position < len(ids):
+        if not trained[position]:
+            position += 1
+            continue
+        end = next((at for at in range(position, len(ids)) if not trained[at]), len(ids))
+        whole = tokenizer.decode(ids[position - 1 : end], skip_special_tokens=False)
+        before = tokenizer.decode(ids[position - 1 : position], skip_special_tokens=False)
+        size_bytes += len(whole.encode()) - len(before.encode())
+        size_bytes -= sum(len(special[index].encode()) for index in ids[position:end] if index in special)
+        position = end
+    return size_bytes
 
 
 def compare(reference: torch.Tensor, other: torch.Tensor, ids: list[int], trained: list[bool]) -> Comparison:
@@ -103,36 +143,6 @@ def all_logits(model: Any, texts: Sequence[list[int]]) -> list[torch.Tensor]:
 def largest_difference(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> float:
     """The largest absolute difference between two models' logits of the same texts."""
     return max(float((one - other).abs().max()) for one, other in zip(some, others, strict=True))
-
-
-def score_by_source(logits_of: LogitsOf, rows: Iterable[Mapping[str, Any]], label: str) -> dict[str, Score]:
-    """Score every row with a trained token, summed by source; sources in alphabetical order."""
-    scores: dict[str, Score] = {}
-    scored = [row for row in rows if any(row["trained"][1:])]
-    for row in progress(scored, len(scored), "row", label):
-        one = score(logits_of(row["input_ids"]), row["input_ids"], row["trained"])
-        scores[row["source"]] = scores.get(row["source"], Score()) + one
-    return dict(sorted(scores.items()))
-
-
-def measure_beside(
-    reference: LogitsOf, others: Mapping[str, LogitsOf], rows: Sequence[Mapping[str, Any]], label: str
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """The reference's figures over all rows, and those of each other model with its divergence from the reference.
-
-    One pass: the reference, which is the slowest, computes each row once.
-    """
-    whole = Score()
-    totals, against = dict.fromkeys(others, Score()), dict.fromkeys(others, Comparison())
-    for row in progress(rows, len(rows), "row", label):
-        ids, trained = row["input_ids"], row["trained"]
-        expected = reference(ids).cpu()
-        whole += score(expected, ids, trained)
-        for name, logits_of in others.items():
-            obtained = logits_of(ids)
-            totals[name] += score(obtained, ids, trained)
-            against[name] += compare(expected, obtained, ids, trained)
-    return whole.summary(), {name: {**totals[name].summary(), **against[name].summary()} for name in others}
 
 
 def mean_loss(model: Any, rows: Iterable[Mapping[str, Any]]) -> float:

@@ -1,58 +1,102 @@
-"""scores and answers -> the rows of the metrics file, the plot and the samples file."""
+"""scores and answers -> the rows of the metrics file, the plots and the samples file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from finetune.evaluation.generation import prompt_ids, reference_answer
+from finetune.evaluation.generation import Answer
+from finetune.evaluation.group_scores import GroupScores
+from finetune.evaluation.intervals import ratio_interval
 from finetune.evaluation.perplexity import Score
+from finetune.evaluation.tasks import SAMPLES, Prompt, score_tasks
 
-# llama.cpp is compiled on each machine, by its compiler and against its libm: the digits behind these differ.
-LLAMA_DECIMALS = {"perplexity": 4, "perplexity_ratio": 5, "mean_kl": 6}
+PERPLEXITY_COLUMNS = ("source", "model", "perplexity")
+RATIO_COLUMNS = ("source", "ratio", "low", "high")
 
 
-def quantised_figures(measured: Mapping[str, float], merged_perplexity: float) -> dict[str, float]:
-    """One type's figures with its perplexity as a ratio to the merged model's, to the decimals that hold everywhere."""
-    figures = {**measured, "perplexity_ratio": measured["perplexity"] / merged_perplexity}
+def side_by_side(scores: GroupScores, resamples: int, seed: int) -> dict[str, Any]:
+    """Base beside tuned, over all rows and by source; `perplexity_ratio` is tuned over base, with its 95 % interval.
+
+    One group has no interval: nothing else could have been drawn.
+    """
+    by_source: dict[str, GroupScores] = {}
+    for key, both in scores.items():
+        by_source.setdefault(key[0], {})[key] = both
     return {
-        key: round(value, LLAMA_DECIMALS[key]) if key in LLAMA_DECIMALS else value for key, value in figures.items()
+        **_compared(scores, resamples, seed),
+        "by_source": {source: _compared(groups, resamples, seed) for source, groups in by_source.items()},
     }
 
 
-def side_by_side(base: Mapping[str, Score], tuned: Mapping[str, Score]) -> dict[str, Any]:
-    """Base beside tuned, over all rows and by source; `perplexity_ratio` is tuned over base."""
-    whole_base, whole_tuned = (sum(scores.values(), Score()).summary() for scores in (base, tuned))
-    return {
-        "base": whole_base,
-        "tuned": whole_tuned,
-        "perplexity_ratio": whole_tuned["perplexity"] / whole_base["perplexity"],
-        "by_source": {name: {"base": base[name].summary(), "tuned": tuned[name].summary()} for name in tuned},
-    }
+def _compared(groups: GroupScores, resamples: int, seed: int) -> dict[str, Any]:
+    base, tuned = (sum((both[name] for both in groups.values()), Score()).summary() for name in ("base", "tuned"))
+    figures = {"base": base, "tuned": tuned, "perplexity_ratio": tuned["perplexity"] / base["perplexity"]}
+    if len(groups) > 1:
+        differences = [both["tuned"].nats - both["base"].nats for both in groups.values()]
+        tokens = [both["tuned"].tokens for both in groups.values()]
+        figures["perplexity_ratio_interval"] = ratio_interval(differences, tokens, resamples, seed)
+    return figures
+
+
+def task_figures(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
+    """{task: {model: figures}}; a style has those of the held-out answers beside them, as `held_out`."""
+    figures: dict[str, dict[str, Any]] = {}
+    scored = {name: score_tasks(prompts, [answer.text for answer in given]) for name, given in answers.items()}
+    styled = [prompt for prompt in prompts if prompt["task"].startswith("style.")]
+    scored["held_out"] = score_tasks(styled, [prompt["reference"] for prompt in styled])
+    for name, tasks in scored.items():
+        for task, numbers in tasks.items():
+            figures.setdefault(task, {})[name] = numbers
+    return figures
 
 
 def perplexity_rows(numbers: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """(source, model, perplexity) of every source, for a plot."""
+    """PERPLEXITY_COLUMNS of every source, for a plot."""
     return [
-        (source, model, scores["perplexity"])
+        (source, model, both[model]["perplexity"])
         for source, both in numbers["by_source"].items()
-        for model, scores in both.items()
+        for model in ("base", "tuned")
+    ]
+
+
+def ratio_rows(numbers: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """RATIO_COLUMNS of every source and of all together, for a plot; an interval that does not exist is empty."""
+    rows = [*numbers["by_source"].items(), ("all sources", numbers)]
+    empty = {"low": "", "high": ""}
+    return [
+        (source, each["perplexity_ratio"], *each.get("perplexity_ratio_interval", empty).values())
+        for source, each in rows
     ]
 
 
 def sample_rows(
-    rows: Sequence[Mapping[str, Any]], base: Sequence[str], tuned: Sequence[str], tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]], decode: Callable[[list[int]], str]
 ) -> list[dict[str, str]]:
-    """Each chosen test row's prompt and own answer with the answers of both models."""
+    """Each sample's prompt and own answer with the answers of the models."""
     return [
         {
-            "source": row["source"],
-            "prompt": tokenizer.decode(prompt_ids(row)),
-            "reference": reference_answer(row, tokenizer),
-            "base": base_answer,
-            "tuned": tuned_answer,
+            "source": prompt["source"],
+            "prompt": decode(prompt["prompt_ids"]),
+            "reference": prompt["reference"],
+            **{name: given[at].text for name, given in answers.items()},
         }
-        for row, base_answer, tuned_answer in zip(rows, base, tuned, strict=True)
+        for at, prompt in enumerate(prompts)
+        if prompt["task"] == SAMPLES
     ]
+
+
+def summary_line(numbers: Mapping[str, Any]) -> str:
+    """What the stage ends with: both perplexities, their ratio and its interval, and what the tasks came to."""
+    interval = numbers.get("perplexity_ratio_interval")
+    sure = f", 95 % {interval['low']:.3f} to {interval['high']:.3f}" if interval else ""
+    calls = [
+        f"; {task} {key} {models['base'][key]:.0%} -> {models['tuned'][key]:.0%}"
+        for task, models in numbers["tasks"].items()
+        for key in ("correct", "restraint")
+        if key in models["tuned"]
+    ]
+    return (
+        f"test perplexity {numbers['base']['perplexity']:.2f} base, {numbers['tuned']['perplexity']:.2f} tuned "
+        f"(ratio {numbers['perplexity_ratio']:.3f}{sure}) on {numbers['tuned']['tokens']} tokens{''.join(calls)}"
+    )

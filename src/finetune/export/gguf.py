@@ -1,31 +1,48 @@
-"""merged model -> GGUF files of the types asked for, and their logits through llama.cpp."""
+"""merged model -> GGUF files of the types asked for, and their logits and answers through llama.cpp."""
 
 from __future__ import annotations
 
+import re
 import shutil
-import subprocess
-import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gguf
 import llama_cpp
 import torch
+from safetensors.numpy import save_file
 
 from finetune.errors import ExportError
-from finetune.export import converter as converter_module
-from finetune.export import quantizer
+from finetune.export import converter, quantizer
+from finetune.export.child import run_module, sigterm_as_exit
+from finetune.export.converter import KeyValues
+from finetune.export.gguf_types import PLAIN_TYPES, check_quantized, tensor_types
 from finetune.io import replacing
+from finetune.log import progress_bar
 from finetune.sections import QuantizeGguf
 from finetune.tools import tool_path
 
+# What a GGUF can be asked for: logits [tokens, vocabulary] of ids, and a continuation (ids, most new tokens, ends).
+Llama = tuple[Callable[[list[int]], torch.Tensor], Callable[[list[int], int, Collection[int]], list[int]]]
 OUT_TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 # Bits a weight of each type, from llama.cpp's tools/quantize/README.md (Llama 3.1 8B); K-quants mix types.
 BITS_PER_WEIGHT = {"F16": 16, "BF16": 16, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9, "Q3_K_M": 4.0}
 DISK_MARGIN = 1.05
-LOG_LINES = 15
+CONVERTED = re.compile(r"Writing: +(\d+)%")
+QUANTIZED = re.compile(r"\[ *(\d+)/ *(\d+)\]")
+
+
+def plan_files(folder: Path, settings: QuantizeGguf, parameters: int, whole_bits: int) -> dict[str, Path]:
+    """The file of each type that is asked for, in the order of params.yaml, in `folder`, which is made.
+
+    Raises ExportError when the disk cannot hold them beside the whole GGUF.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    check_disk(parameters, whole_bits, [entry.type for entry in settings.types], folder)
+    return {entry.type: folder / f"model-{entry.type}.gguf" for entry in settings.types}
 
 
 def check_disk(parameters: int, whole_bits: int, types: Sequence[str], folder: Path) -> None:
@@ -40,33 +57,117 @@ def check_disk(parameters: int, whole_bits: int, types: Sequence[str], folder: P
         )
 
 
-def convert(merged: Path, target: Path, out_type: str, name: str) -> None:
-    """Write `merged` as one GGUF of `out_type` (f32, f16, bf16), named `name` inside (never after its folder)."""
-    converter = tool_path("convert")
-    with replacing(target) as temporary:
-        arguments = [merged, "--outfile", temporary, "--outtype", out_type, "--model-name", name]
-        _run([converter_module.__name__, converter, *arguments], target)
+@contextmanager
+def whole_gguf(merged: Path, folder: Path, dtype: str, name: str, metadata: KeyValues) -> Iterator[Path]:
+    """Convert `merged` into one GGUF in its own dtype inside `folder`, and remove it at the end of the block.
+
+    Ctrl-C and SIGTERM end the block too, and leave no half-written file.
+    """
+    whole = folder / ".whole.gguf"
+    with sigterm_as_exit():
+        try:
+            convert(merged, whole, OUT_TYPES[dtype], name, metadata)
+            yield whole
+        finally:
+            whole.unlink(missing_ok=True)
 
 
-def quantize(source: Path, target: Path, file_type: str, threads: int) -> None:
-    """Quantise a 16 or 32 bit GGUF; the target appears whole or not at all."""
-    with replacing(target) as temporary:
-        _run([quantizer.__name__, source, temporary, file_type, threads], target)
+def convert(merged: Path, target: Path, out_type: str, name: str, metadata: KeyValues | None = None) -> None:
+    """Write `merged` as one GGUF of `out_type` (f32, f16, bf16), named `name` inside (never after its folder).
+
+    `metadata`: further keys of the file, such as its provenance. Raises ExportError for a tokenizer that llama.cpp
+    cannot follow.
+    """
+    folder = tool_path("convert")
+    with (
+        tempfile.TemporaryDirectory(prefix="finetune-convert-") as keys,
+        replacing(target) as temporary,
+        progress_bar(100, 0, "%", f"GGUF {out_type}") as bar,
+    ):
+        arguments = converter.converter_arguments(merged, temporary, out_type, name, metadata or {}, Path(keys))
+
+        def show(line: str) -> None:
+            if found := CONVERTED.search(line):
+                bar.update(int(found[1]) - bar.n)
+
+        run_module(converter.__name__, [folder, *arguments], target, show)
 
 
-def _run(command: list[object], target: Path) -> None:
-    finished = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True, check=False)
-    if finished.returncode != 0:
-        tail = "\n".join((finished.stdout + finished.stderr).splitlines()[-LOG_LINES:])
+def quantize(
+    source: Path, target: Path, file_type: str, threads: int, importance: Mapping[str, Any] | None = None
+) -> None:
+    """Quantise a 16 or 32 bit GGUF; the target appears whole or not at all.
+
+    `importance`: float32 array [columns] for each matrix of the blocks, see export/importance.py; only the K types
+    have a use for it.
+    Raises ExportError for a source that is the target, is quantised already, or cannot be read, and for a target that
+    the shape of the model keeps from being quantised (see `fallbacks`).
+    """
+    if source.resolve() == target.resolve():
+        raise ExportError("source and target are the same file", source, "give the target another name")
+    if found := sorted(set(tensor_types(source)) - PLAIN_TYPES):
         raise ExportError(
-            f"{command[0]} ended with code {finished.returncode}:\n{tail}", target, "mend what the log names"
+            f"the source holds {', '.join(found)}: quantising it again would lose twice",
+            source,
+            "quantise from the GGUF of the merged model in 16 or 32 bit",
         )
+    with (
+        tempfile.TemporaryDirectory(prefix="finetune-importance-") as folder,
+        replacing(target) as temporary,
+        progress_bar(None, 0, "tensor", file_type) as bar,
+    ):
+        matrix_file = Path(folder) / "importance.safetensors" if importance and "_K" in file_type else ""
+        if importance and matrix_file:
+            save_file(dict(importance), matrix_file)
+
+        def show(line: str) -> None:
+            if found := QUANTIZED.match(line):
+                bar.total = int(found[2])
+                bar.update(int(found[1]) - bar.n)
+
+        run_module(quantizer.__name__, [source, temporary, file_type, threads, matrix_file], target, show)
+        check_quantized(temporary, file_type, target)
 
 
-def tensor_types(path: Path) -> dict[str, int]:
-    """How many tensors of each type a GGUF really holds: K-quants fall back where a row is no multiple of 256."""
-    counts = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors)
-    return dict(sorted(counts.items()))
+def memory_groups(files: Mapping[str, Path], context_tokens: int, vocabulary: int) -> list[dict[str, Path]]:
+    """The files in groups that fit into half of the free memory together, in their order; at least one in each.
+
+    A file counts with the logits of one row, which exist twice while they are copied. The files of a group are
+    measured in one pass of the merged model.
+    """
+    left_bytes = free_bytes = free_memory_bytes() // 2
+    groups: list[dict[str, Path]] = []
+    for name, file in files.items():
+        needed_bytes = file.stat().st_size + 2 * 4 * context_tokens * vocabulary
+        if not groups or needed_bytes > left_bytes:
+            groups.append({})
+            left_bytes = free_bytes
+        groups[-1][name] = file
+        left_bytes -= needed_bytes
+    return groups
+
+
+def free_memory_bytes() -> int:
+    """Memory that new work can take without swapping (MemAvailable of /proc/meminfo)."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def opened_groups(
+    files: Mapping[str, Path], context_tokens: int, vocabulary: int, threads: int
+) -> Iterator[AbstractContextManager[dict[str, Llama]]]:
+    """For each of the `memory_groups`, its files in llama.cpp while the block of a `with` statement runs."""
+    return (opened(group, context_tokens, threads) for group in memory_groups(files, context_tokens, vocabulary))
+
+
+@contextmanager
+def opened(files: Mapping[str, Path], context_tokens: int, threads: int) -> Iterator[dict[str, Llama]]:
+    """The files in llama.cpp, closed at the end of the block."""
+    with ExitStack() as stack:
+        models = {
+            name: stack.enter_context(closing(load(file, context_tokens, threads))) for name, file in files.items()
+        }
+        yield {name: (llama_logits(model), partial(greedy_ids, model)) for name, model in models.items()}
 
 
 def load(path: Path, context_tokens: int, threads: int) -> llama_cpp.Llama:
@@ -98,13 +199,13 @@ def llama_logits(model: llama_cpp.Llama) -> Callable[[list[int]], torch.Tensor]:
     return logits_of
 
 
-def check_budgets(settings: QuantizeGguf, measured: dict[str, Any]) -> None:
-    """Raise ExportError for the first type whose perplexity ratio is above its budget."""
-    for entry in settings.types:
-        ratio = measured[entry.type]["perplexity_ratio"]
-        if ratio > entry.max_perplexity_ratio:
-            raise ExportError(
-                f"{entry.type} raises perplexity by a factor of {ratio:.4f}, more than {entry.max_perplexity_ratio}",
-                "quantize_gguf.types",
-                "raise its max_perplexity_ratio, or drop the type from the list",
-            )
+def greedy_ids(model: llama_cpp.Llama, ids: list[int], max_new_tokens: int, ends: Collection[int]) -> list[int]:
+    """The most likely continuation of `ids`, up to and with one of `ends`, or as far as there is room."""
+    # The context that was asked for: llama.cpp rounds it up, and has no logits of what lies beyond.
+    most = min(max_new_tokens, len(model.scores) - len(ids))
+    made: list[int] = []
+    model.reset()
+    while len(made) < most and not (made and made[-1] in ends):
+        model.eval(made[-1:] or ids)
+        made.append(int(model.scores[model.n_tokens - 1].argmax()))
+    return made

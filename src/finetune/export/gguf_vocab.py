@@ -9,7 +9,9 @@ from pathlib import Path
 import llama_cpp
 
 from finetune.errors import ExportError
+from finetune.export.gguf_header import read_header
 
+BOS_KEY = "tokenizer.ggml.bos_token_id"
 # Without weights llama.cpp knows no context length, and warns of an overflow that cannot happen.
 _SILENCE = llama_cpp.llama_log_callback(lambda _level, _text, _data: None)
 
@@ -31,9 +33,11 @@ def silence_llama() -> None:
 
 
 def open_vocab(gguf: Path) -> llama_cpp.Llama:
-    """llama.cpp's tokenizer of a GGUF; raises ExportError when the file is missing or not a GGUF."""
-    if not gguf.is_file():
-        raise ExportError("the GGUF file is missing", gguf, "run `dvc repro quantize_gguf`")
+    """llama.cpp's tokenizer of a GGUF; raises ExportError when the file is missing, cut short or not a GGUF.
+
+    llama.cpp refuses such a file too, but does not say why.
+    """
+    read_header(gguf)
     silence_llama()
     try:
         return llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False)
@@ -52,7 +56,8 @@ def read_facts(vocab: llama_cpp.Llama, gguf: Path) -> GgufFacts:
     return GgufFacts(
         add_bos=bool(llama_cpp.llama_vocab_get_add_bos(handle)),
         context_tokens=int(metadata[length_key]),
-        bos_token=_token_text(vocab, llama_cpp.llama_vocab_bos(handle)),
+        # Where the file names none, llama.cpp answers with an id of its own.
+        bos_token=_token_text(vocab, llama_cpp.llama_vocab_bos(handle)) if BOS_KEY in metadata else "",
         eos_token=_token_text(vocab, llama_cpp.llama_vocab_eos(handle)),
         chat_template=metadata["tokenizer.chat_template"],
     )

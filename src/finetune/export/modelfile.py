@@ -7,7 +7,8 @@ ends with the closing quotes (ollama/ollama, parser/parser.go). What would not c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 
 from finetune.errors import ExportError
 
@@ -22,7 +23,10 @@ NUMBERS = ("num_ctx", "temperature", "top_p", "repeat_penalty")
 
 @dataclass(frozen=True)
 class Modelfile:
-    """What a Modelfile of this project says. `from_path` is relative to its folder; `num_ctx` in tokens."""
+    """What a Modelfile of this project says. `from_path` is relative to its folder; `num_ctx` in tokens.
+
+    `requires`: the oldest version of Ollama that it works with, or nothing.
+    """
 
     from_path: str
     template: str
@@ -32,6 +36,7 @@ class Modelfile:
     top_p: float
     repeat_penalty: float
     stops: tuple[str, ...]
+    requires: str = ""
 
 
 def render_modelfile(modelfile: Modelfile, *, context_tokens: int) -> str:
@@ -50,6 +55,7 @@ def render_modelfile(modelfile: Modelfile, *, context_tokens: int) -> str:
         lines.append(f"SYSTEM {_block('SYSTEM', modelfile.system)}")
     lines += [f"PARAMETER {name} {getattr(modelfile, name)}" for name in NUMBERS]
     lines += [f"PARAMETER stop {_stop(stop)}" for stop in modelfile.stops]
+    lines += [f"REQUIRES {modelfile.requires}"] if modelfile.requires else []
     return "\n".join(lines) + "\n"
 
 
@@ -63,14 +69,14 @@ def parse_modelfile(text: str) -> Modelfile:
     for name, value in _read_commands(text):
         if name == "parameter stop":
             stops.append(value)
-        elif name in ("from", "template", "system", *(f"parameter {number}" for number in NUMBERS)):
+        elif name in ("from", "template", "system", "requires", *(f"parameter {number}" for number in NUMBERS)):
             values[name.removeprefix("parameter ")] = value
         else:
             raise _syntax(f"{name.upper()} is not written by this project", value)
     if "from" in values:
         values["from_path"] = values.pop("from")
-    missing = [field.name for field in fields(Modelfile) if field.name != "stops" and field.name not in values]
-    if missing:
+    needed = [field.name for field in fields(Modelfile) if field.name != "stops" and field.default is MISSING]
+    if missing := [name for name in needed if name not in values]:
         raise _syntax(f"no {', '.join(missing)}", text)
     try:
         return Modelfile(
@@ -82,9 +88,28 @@ def parse_modelfile(text: str) -> Modelfile:
             top_p=float(values["top_p"]),
             repeat_penalty=float(values["repeat_penalty"]),
             stops=tuple(stops),
+            requires=values.get("requires", ""),
         )
     except ValueError as fault:
         raise _syntax(f"a PARAMETER is not a number: {fault}", text) from None
+
+
+def read_modelfile(path: Path) -> tuple[Modelfile, Path]:
+    """A Modelfile and the GGUF that its FROM names; raises ExportError when one of the two is missing.
+
+    Ollama takes a FROM that is no file for a model's name, and pulls that model.
+    """
+    if not path.is_file():
+        raise ExportError("the Modelfile is missing", path, "run `dvc repro ollama_modelfile`")
+    modelfile = parse_modelfile(path.read_bytes().decode())
+    gguf = path.parent / modelfile.from_path
+    if not gguf.is_file():
+        raise ExportError(
+            f"the GGUF that FROM names is missing ({gguf}); Ollama would pull a model of that name",
+            path,
+            "run `dvc repro ollama_modelfile`, or `dvc pull` where another machine made it",
+        )
+    return modelfile, gguf
 
 
 def _read_commands(text: str) -> Iterator[tuple[str, str]]:

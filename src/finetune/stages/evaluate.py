@@ -1,13 +1,21 @@
-"""evaluate: base and tuned model on the held-out test rows -> perplexity and accuracy by source, sample answers."""
+"""evaluate: base and tuned model on the held-out test rows and tasks -> scores with intervals, answers side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from pyarrow import parquet
 from transformers import AutoTokenizer
 
-from finetune.evaluation import generation, perplexity, report
-from finetune.io import read_parquet, write_csv, write_json, write_jsonl
+from finetune.data.encoding.chat import Chat, render_record
+from finetune.data.record import Record
+from finetune.data.row_groups import read_batches
+from finetune.data.vocabulary.tokenizer_files import load_chat
+from finetune.evaluation import generation, group_scores, memorization, prompts, report
+from finetune.io import write_csv, write_json, write_jsonl
 from finetune.log import logger
 from finetune.sections import Evaluate, TrainQlora
 from finetune.stages._main import stage_main
@@ -25,7 +33,8 @@ def run(
     adapter: Path,
     target: Path,
     metrics: Path,
-    plot: Path,
+    perplexities: Path,
+    ratios: Path,
     *,
     seed: int,
     cpu_threads: int,
@@ -34,31 +43,36 @@ def run(
 ) -> None:
     """Measure the adapter on the weights it was trained on: base is the same model with its adapter switched off."""
     make_deterministic(seed, cpu_threads)
-    device = choose_device()
-    check_hardware(train_qlora, device)
-    words = AutoTokenizer.from_pretrained(tokenizer)
-    rows = read_parquet(split / "test.parquet")
+    check_hardware(train_qlora, device := choose_device())
+    words, chat, test = AutoTokenizer.from_pretrained(tokenizer), load_chat(tokenizer), split / "test.parquet"
+    asker = prompts.Asker(words, sorted({chat.ids.eos, chat.stop[1]}), evaluate)
+    asked = prompts.row_prompts(_rows(test), asker)
+    asked += prompts.tool_call_prompts(asker, partial(_prompt_ids, chat))
     dtype = dtype_named(train_qlora.compute_dtype)
     model = load_extended(base, read_extension(tokenizer), train_qlora.quantization, dtype, device)
     model = attach_adapter(model, adapter)
-    chosen = generation.choose_rows(rows, evaluate.samples_per_source)
-    limit = evaluate.max_new_tokens
-    tuned = perplexity.score_by_source(perplexity.model_logits(model), rows, "tuned")
-    tuned_answers = generation.answers(model, words, chosen, limit, "tuned answers")
-    with model.disable_adapter():
-        untuned = perplexity.score_by_source(perplexity.model_logits(model), rows, "base")
-        base_answers = generation.answers(model, words, chosen, limit, "base answers")
-    numbers = report.side_by_side(untuned, tuned)
+    answers = generation.base_and_tuned(model, words, asked)
+    models = group_scores.base_and_tuned(model)
+    scores = group_scores.score_groups(models, _rows(test), parquet.read_metadata(test).num_rows, chat.tokenizer)
+    numbers = report.side_by_side(scores, evaluate.bootstrap_resamples, seed)
+    copied = memorization.measure(answers, read_batches(split / "train.parquet"), evaluate.memorization_tokens)
+    numbers["tasks"] = {**report.task_figures(asked, answers), "memorization": copied}
     write_json(metrics, numbers)
-    write_csv(plot, ("source", "model", "perplexity"), report.perplexity_rows(numbers))
-    write_jsonl(target / "samples.jsonl", report.sample_rows(chosen, base_answers, tuned_answers, words))
-    logger.info(
-        "test perplexity %.2f base, %.2f tuned (ratio %.3f) on %d tokens",
-        numbers["base"]["perplexity"],
-        numbers["tuned"]["perplexity"],
-        numbers["perplexity_ratio"],
-        numbers["tuned"]["tokens"],
-    )
+    write_csv(perplexities, report.PERPLEXITY_COLUMNS, report.perplexity_rows(numbers))
+    write_csv(ratios, report.RATIO_COLUMNS, report.ratio_rows(numbers))
+    write_jsonl(target / "prompts.jsonl", asked)
+    write_jsonl(target / "samples.jsonl", report.sample_rows(asked, answers, asker.text))
+    logger.info("%s", report.summary_line(numbers))
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for batch in read_batches(path):
+        yield from batch.to_pylist()
+
+
+def _prompt_ids(chat: Chat, question: Record) -> list[int]:
+    text = render_record(chat.template, question, add_generation_prompt=True).text
+    return list(chat.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 if __name__ == "__main__":

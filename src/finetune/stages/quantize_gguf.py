@@ -2,74 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune.evaluation import report
-from finetune.evaluation.perplexity import measure_beside, model_logits
+from finetune.data.row_groups import read_batches
+from finetune.evaluation import quantization
+from finetune.evaluation.perplexity import model_logits
 from finetune.export import gguf
-from finetune.export.merge import count_parameters
-from finetune.io import read_json, read_parquet, write_csv, write_json
+from finetune.export.gguf_types import describe
+from finetune.export.importance import collect_importance
+from finetune.export.provenance import describe_model
+from finetune.export.speed import SPEED_FILE, measure_speed
+from finetune.export.vocabulary_proof import prove_vocabulary
+from finetune.export.weights import count_parameters
+from finetune.io import read_json, read_jsonl, write_csv, write_json, write_jsonl
 from finetune.log import logger
-from finetune.sections import QuantizeGguf
 from finetune.stages._main import stage_main
 from finetune.training.device import choose_device, dtype_named, make_deterministic
 
-PARAMS = ("seed", "cpu_threads", "recipe", "quantize_gguf")
-PLOT_COLUMNS = ("type", "perplexity_ratio", "size_bytes")
+PARAMS = (
+    "recipe", "seed", "cpu_threads", "fetch", "clean", "tokenizer", "base", "tokenize", "split", "train_qlora",
+    "merge", "quantize_gguf",
+)  # fmt: skip
 
 
 def run(
     merged: Path,
+    adapter: Path,
+    base_manifest: Path,
+    raw_manifest: Path,
     split: Path,
+    evaluation: Path,
     target: Path,
+    samples: Path,
     metrics: Path,
     plot: Path,
-    *,
-    seed: int,
-    cpu_threads: int,
-    recipe: str,
-    quantize_gguf: QuantizeGguf,
+    /,
+    **sections: Any,
 ) -> None:
     """Convert once, quantise to every type, and measure each on the test rows beside the merged model."""
-    make_deterministic(seed, cpu_threads)
-    dtype, types = read_json(merged / "config.json")["dtype"], [entry.type for entry in quantize_gguf.types]
-    target.mkdir(parents=True, exist_ok=True)
-    gguf.check_disk(count_parameters(merged), 8 * dtype_named(dtype).itemsize, types, target)
-    whole = target / ".whole.gguf"
-    files: dict[str, Path] = {name: target / f"model-{name}.gguf" for name in types}
-    try:
-        gguf.convert(merged, whole, gguf.OUT_TYPES[dtype], f"finetune-{recipe}")
+    settings, threads = sections["quantize_gguf"], sections["cpu_threads"]
+    make_deterministic(sections["seed"], threads)
+    dtype, words = read_json(merged / "config.json")["dtype"], AutoTokenizer.from_pretrained(merged)
+    files = gguf.plan_files(target, settings, count_parameters(merged), 8 * dtype_named(dtype).itemsize)
+    origin, place = describe_model(merged, adapter, base_manifest, raw_manifest, sections), {"": choose_device()}
+    held = torch.float32 if place[""].type == "cpu" else dtype_named(dtype)
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=held, device_map=place, local_files_only=True).eval()
+    with gguf.whole_gguf(merged, target, dtype, f"finetune-{sections['recipe']}", origin) as whole:
+        prove_vocabulary(merged, whole)
+        matrix = collect_importance(model, _rows(split / "train.parquet"), settings.importance_matrix_rows, whole)
         for name, file in files.items():
-            gguf.quantize(whole, file, name, cpu_threads)
-    finally:
-        whole.unlink(missing_ok=True)
-    numbers = _measure(merged, files, split, cpu_threads)
-    write_json(metrics, numbers)
-    rows = [(name, *(each[key] for key in PLOT_COLUMNS[1:])) for name, each in numbers["types"].items()]
-    write_csv(plot, PLOT_COLUMNS, rows)
-    gguf.check_budgets(quantize_gguf, numbers["types"])
-    ratios = ", ".join(f"{name} {each['perplexity_ratio']:.4f}" for name, each in numbers["types"].items())
-    logger.info("perplexity ratio to merged (%.3f): %s", numbers["merged_perplexity"], ratios)
+            gguf.quantize(whole, file, name, threads, matrix)
+    prompts, rows = list(read_jsonl(evaluation / "prompts.jsonl")), partial(_rows, split / "test.parquet")
+    context = quantization.context_tokens(rows(), prompts, model.config.max_position_embeddings)
+    groups = gguf.opened_groups(files, context, model.config.vocab_size, threads)
+    measured = quantization.measure_types(model_logits(model), groups, rows, prompts, words)
+    made = {name: describe(file, name) for name, file in files.items()}
+    write_json(metrics, numbers := quantization.metrics(measured, prompts, made))
+    write_csv(plot, quantization.PLOT_COLUMNS, quantization.plot_rows(numbers["types"]))
+    write_jsonl(samples / "samples.jsonl", quantization.sample_rows(prompts, measured.answers, words))
+    speed = measure_speed(files, made, threads, SPEED_FILE)
+    logger.info("beside the merged model:\n%s", quantization.table(numbers["types"], speed))
+    quantization.check_budgets(settings, numbers["types"])
 
 
-def _measure(merged: Path, files: dict[str, Path], split: Path, threads: int) -> dict[str, Any]:
-    device = choose_device()
-    dtype = torch.float32 if device.type == "cpu" else dtype_named(read_json(merged / "config.json")["dtype"])
-    model = AutoModelForCausalLM.from_pretrained(merged, dtype=dtype, device_map={"": device}, local_files_only=True)
-    rows = [row for row in read_parquet(split / "test.parquet") if any(row["trained"][1:])]
-    longest = max(len(row["input_ids"]) for row in rows)
-    others = {name: gguf.llama_logits(gguf.load(file, longest, threads)) for name, file in files.items()}
-    whole, types = measure_beside(model_logits(model.eval()), others, rows, "merged and GGUF")
-    made = {
-        name: {"size_bytes": file.stat().st_size, "tensor_types": gguf.tensor_types(file)}
-        for name, file in files.items()
-    }
-    figures = {name: report.quantised_figures(each, whole["perplexity"]) for name, each in types.items()}
-    return {"merged_perplexity": whole["perplexity"], "types": {name: figures[name] | made[name] for name in files}}
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for batch in read_batches(path):
+        yield from batch.to_pylist()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from finetune.tracking import TrainingMirror
 from finetune.training import loop
 from finetune.training.checkpoint import run_key
 from finetune.training.device import check_hardware, choose_device, dtype_named, make_deterministic
-from finetune.training.model import add_adapter, four_bit_layers, load_extended, save_adapter
+from finetune.training.model import add_adapter, four_bit_layers, load_extended
+from finetune.training.trained_on import describe, save_with_base
 from finetune.training.vocabulary import read_extension, unmoved_tokens
 
 PARAMS = ("seed", "cpu_threads", "train_qlora")
@@ -40,11 +41,10 @@ def run(
 ) -> None:
     """Train the adapter; checkpoints are keyed by data, base, settings, seed and library versions."""
     make_deterministic(seed, cpu_threads)
-    device = choose_device()
-    check_hardware(train_qlora, device)
+    check_hardware(train_qlora, device := choose_device())
     extension = read_extension(tokenizer)
     model = load_extended(base, extension, train_qlora.quantization, dtype_named(train_qlora.compute_dtype), device)
-    layers = four_bit_layers(model)
+    trained_on = describe(base, model)
     model = add_adapter(model, train_qlora.lora, extension)
     determinants = {
         "inputs": [sha256_tree(path) for path in (split, base, tokenizer)],
@@ -61,14 +61,14 @@ def run(
             model, words, rows, train_qlora, seed=seed, folder=folder, validate=validate, mirror=mirror.log
         )
         unmoved = unmoved_tokens(model)
-        save_adapter(model, target)
+        save_with_base(model, trained_on, target)
         mirror.finish(sha256_tree(target))
     write_csv(log, loop.LOG_COLUMNS, loop.log_rows(entries))
     numbers = {
         "steps": entries[-1]["step"],
         **{name: entries[-1][name] for name in ("train_loss", "validation_loss", "trained_tokens")},
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "four_bit_layers": layers,
+        "four_bit_layers": four_bit_layers(model),
         "unmoved_tokens": unmoved,
     }
     write_json(metrics, numbers)

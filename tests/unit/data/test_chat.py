@@ -7,7 +7,17 @@ from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Split
 
 from finetune.chat_template import Rendered, compile_template
-from finetune.data.encoding.chat import Chat, SpecialIds, check_ids, encode, encode_record, flatten, special_text_in
+from finetune.data.encoding.chat import (
+    Chat,
+    SpecialIds,
+    check_ids,
+    conversation,
+    encode,
+    encode_record,
+    flatten,
+    render_record,
+    special_text_in,
+)
 from finetune.data.encoding.encoder import make_encoder
 from finetune.data.record import Message, make_record
 from finetune.errors import DataError
@@ -35,7 +45,7 @@ def chat(template=TEMPLATE, *, bytes_only=False):
     return Chat(
         tokenizer=tokenizer,
         template=compile_template(template, {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<p>"}, "t.jinja"),
-        ids=SpecialIds(bos=2, eos=3, pad=1, vocab_size=len(tokens)),
+        ids=SpecialIds(bos=2, eos=3, pad=1, vocab_size=len(tokens), needs_bos=True),
         special_texts=("<p>", "<s>", "</s>"),
     )
 
@@ -124,6 +134,89 @@ def test_tools_go_into_the_system_turn_and_calls_into_the_answer():
     ]
 
 
+DEFINITIONS = '[{"function": {"parameters": {"properties": {"b": {}, "a": {}}}, "name": "f"}, "type": "function"}]'
+CALLED = make_record(
+    source="s",
+    messages=(
+        Message("user", "q"),
+        Message("assistant", "", '[{"arguments": {"x": 1.0}, "name": "f"}, {"arguments": {}, "name": "g"}]'),
+        Message("tool", "1"),
+        Message("tool", "2"),
+        Message("tool", "3"),
+        Message("assistant", "voici"),
+    ),
+    tools=DEFINITIONS,
+)
+CALLS_IN_TURNS = [
+    {"role": "user", "content": "q"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}},
+            {"type": "function", "function": {"name": "g", "arguments": {}}},
+        ],
+    },
+    {"role": "tool", "content": "1", "name": "f"},
+    {"role": "tool", "content": "2", "name": "g"},
+    {"role": "tool", "content": "3"},
+    {"role": "assistant", "content": "voici"},
+]
+WRITES_TOOLS = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
+WRITES_CALLS = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}{% endfor %}"
+
+
+def test_functions_that_the_template_writes_go_to_it_in_the_canonical_form():
+    turns, tools = conversation(CALLED, compile_template(WRITES_TOOLS + WRITES_CALLS, {}, "t"))
+    assert turns == CALLS_IN_TURNS
+    parameters = {"type": "", "properties": {"a": {}, "b": {}}}
+    assert tools == [{"type": "function", "function": {"name": "f", "description": "", "parameters": parameters}}]
+    assert list(parameters["properties"]) == list(tools[0]["function"]["parameters"]["properties"])
+
+
+def test_only_what_the_template_writes_is_taken_out_of_the_texts():
+    turns, tools = conversation(CALLED, compile_template(WRITES_CALLS, {}, "t"))
+    assert (turns, tools) == ([{"role": "system", "content": f"Tools: {DEFINITIONS}"}, *CALLS_IN_TURNS], None)
+    turns, tools = conversation(CALLED, compile_template(WRITES_TOOLS, {}, "t"))
+    assert turns == flatten(replace(CALLED, tools=None))
+    assert len(tools) == 1
+    assert conversation(CALLED, compile_template("", {}, "t")) == (flatten(CALLED), None)
+
+
+def test_calls_are_trained_with_their_stop_and_definitions_are_not():
+    source = (
+        "{{ bos_token }}{{ tools[0].function.name if tools }}{{ tools | tojson if tools and false }}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}A{% generation %}{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | list | first }}"
+        "{{ c.function.arguments.values() | first }}{% endfor %}"
+        "{{ eos_token }}{% endgeneration %}{% else %}U{{ m.content }}{% endif %}{% endfor %}"
+    )
+    calls = '[{"arguments": {"c": "d"}, "name": "b"}]'
+    record = make_record(source="s", messages=(Message("user", "a"), Message("assistant", "", calls)))
+    encoded = encoded_record(record, chat(source))
+    # <s> U a A b c d </s>
+    assert encoded.input_ids.tolist() == [2, 9, 4, 8, 5, 6, 7, 3]
+    assert encoded.trained.tolist() == [False, False, False, False, True, True, True, True]
+    assert render_record(chat(source).template, record, add_generation_prompt=True).text == "<s>UaAbcd</s>"
+
+
+def test_a_turn_may_end_in_another_special_token_than_eos():
+    template = TEMPLATE.replace("eos_token", "'<e>'")
+    made = chat(template)
+    made.tokenizer.add_special_tokens(["<e>"])
+    of = replace(made, special_texts=(*made.special_texts, "<e>"), ids=replace(made.ids, vocab_size=11))
+    assert of.stop == ("<e>", 10)
+    encoded = encoded_record(TWO_TURNS, of)
+    assert encoded.input_ids.tolist() == [10 if token == 3 else token for token in IDS]
+    assert encoded.trained[[6, 12]].all()
+    # Text that is no special token, or one that begins or pads a document, ends no turn.
+    with pytest.raises(DataError, match="2 turns are trained and 0 of them end in the stop token </s>"):
+        encoded_record(TWO_TURNS, chat(TEMPLATE.replace("eos_token", "'ab'")))
+    with pytest.raises(DataError, match="2 turns are trained and 0 of them end in the stop token </s>"):
+        encoded_record(TWO_TURNS, chat(TEMPLATE.replace("eos_token", "pad_token")))
+    assert chat(TEMPLATE.replace("eos_token", "'</s>'")).stop == ("</s>", 3)
+
+
 def test_a_text_that_spells_a_special_token_is_told():
     assert special_text_in(TWO_TURNS, chat()) is None
     assert special_text_in(make_record(source="s", text="a </s> b"), chat()) == "</s>"
@@ -167,4 +260,14 @@ def test_an_id_beyond_the_vocabulary_is_an_error_that_names_id_size_and_record()
     with pytest.raises(DataError, match="token id 10 is beyond the vocabulary of 10\n  where:  record r1"):
         check_ids(np.array([2, 10, 3]), chat().ids, "r1", 1)
     with pytest.raises(DataError, match="token id 9 is beyond the vocabulary of 5"):
-        encoded_record(TWO_TURNS, replace(chat(), ids=SpecialIds(2, 3, 1, 5)))
+        encoded_record(TWO_TURNS, replace(chat(), ids=SpecialIds(2, 3, 1, 5, needs_bos=True)))
+
+
+def test_a_document_may_do_without_bos_only_where_the_tokenizer_adds_none_by_its_own_rule():
+    without = chat(TEMPLATE.replace("{{ bos_token }}", ""))
+    with pytest.raises(DataError, match=r"begins with one BOS \(id 2\) and has as many as its text spells \(0\)"):
+        encoded_record(TWO_TURNS, without)
+    free = replace(without, ids=replace(without.ids, needs_bos=False))
+    assert encoded_record(TWO_TURNS, free).input_ids.tolist() == list(IDS[1:])
+    with pytest.raises(DataError, match=r"here they are at positions \[1\]"):
+        check_ids(np.array([9, 2, 3]), free.ids, "r1", 1)

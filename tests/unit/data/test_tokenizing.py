@@ -23,6 +23,7 @@ NOTHING_CUT = {
     "split": 0,
     "split_pieces": 0,
     "dropped_exchanges": 0,
+    "tools_cut_by_ollama": 0,
 }
 
 
@@ -105,7 +106,10 @@ def fast_chat():
     template += "{% endfor %}"
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<|user|>"}
     return Chat(
-        trained(), compile_template(template, tokens, "t.jinja"), SpecialIds(0, 1, 2, 500), ("<s>", "</s>", "<|user|>")
+        trained(),
+        compile_template(template, tokens, "t.jinja"),
+        SpecialIds(0, 1, 2, 500, needs_bos=True),
+        ("<s>", "</s>", "<|user|>"),
     )
 
 
@@ -135,3 +139,13 @@ def test_ranges_end_at_line_ends_and_cover_the_file_once(tmp_path, monkeypatch):
         list(read_range(path, 3, 4))
     with pytest.raises(DataError, match="file is missing"):
         next(line_ranges(tmp_path / "none"))
+
+
+def test_records_whose_functions_lose_keys_in_ollama_are_counted():
+    def offering(**more):
+        parameters = {"type": "object", "properties": {"day": {"type": "string", **more}}}
+        tools = json.dumps([{"name": "hours", "description": "d", "parameters": parameters}])
+        return make_record(source="s", messages=SHORT.messages, tools=tools)
+
+    part = tokenized([offering(), offering(default="monday"), SHORT], max_tokens=500)
+    assert part.totals.counts["s"].tools_cut_by_ollama == 1

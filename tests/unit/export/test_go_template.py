@@ -1,20 +1,15 @@
 from pathlib import Path
 
 import pytest
+from go_comparison import CHATML, SMOKE, chat_of, same_as_go
 
-from finetune.chat_template import ChatTemplate, compile_template
 from finetune.errors import DataError, ExportError
 from finetune.export.gotemplate import GoRequest, render_go
-from finetune.export.parity_chats import parity_chats
-from finetune.export.template import RoleForm, derive_template, go_literal, go_template
+from finetune.export.linear_template import RoleForm
+from finetune.export.template import derive_template, go_literal, go_template
 from finetune.tools import GOTEMPLATE, tool_path
 
-SMOKE = Path("recipes/smoke/chat_template.jinja").read_text(encoding="utf-8")
-CHATML = (
-    "{% for message in messages %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+PLAIN = Path("recipes/dolores_v5/chat_template.jinja").read_text(encoding="utf-8")
 DEFAULT_SYSTEM = (
     "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}" + CHATML
 )
@@ -52,17 +47,35 @@ AWKWARD = (
 )
 
 
-def chat_of(template: str) -> ChatTemplate:
-    return compile_template(template, {"bos_token": "<s>", "eos_token": "</s>"}, "chat_template.jinja")
-
-
 def test_smoke_template_as_go_text() -> None:
+    tools = '{{ range $number, $item := $.Tools }}{{ if $number }}{{ "," }}{{ end }}{{ json . }}{{ end }}'
     assert go_template(derive_template(chat_of(SMOKE)), add_bos=True) == (
+        "{{- range $index, $message := .Messages }}\n"
+        '{{- if and (eq $index 0) (ne .Role "system") }}{{ if $.Tools }}{{ "<|system|>\\nTools: [" }}'
+        f'{tools}{{{{ "]\\n" }}}}{{{{ end }}}}{{{{ end }}}}\n'
+        '{{- if eq .Role "system" }}{{ if and (eq $index 0) $.Tools }}{{ "<|system|>\\n" }}{{ .Content }}'
+        f'{{{{ "\\n\\nTools: [" }}}}{tools}{{{{ "]\\n" }}}}'
+        '{{ else }}{{ "<|system|>\\n" }}{{ .Content }}{{ "\\n" }}{{ end }}\n'
+        '{{- else if eq .Role "user" }}{{ "<|user|>\\n" }}{{ .Content }}{{ "\\n" }}\n'
+        '{{- else if eq .Role "assistant" }}{{ "<|assistant|>\\n" }}{{ if .ToolCalls }}'
+        '{{ if .Content }}{{ .Content }}{{ "\\n<tool_call>{\\"name\\":\\"" }}{{ else }}<tool_call>{"name":"{{ end }}'
+        "{{ range $number, $item := .ToolCalls }}"
+        '{{ if $number }}{{ "}</tool_call>\\n<tool_call>{\\"name\\":\\"" }}{{ end }}'
+        '{{ .Function.Name }}{{ "\\",\\"arguments\\":" }}{{ json .Function.Arguments }}{{ end }}'
+        '{{ "}</tool_call></s>\\n" }}{{ else }}{{ .Content }}{{ "</s>\\n" }}{{ end }}\n'
+        '{{- else if eq .Role "tool" }}{{ "<|tool|>\\n" }}{{ .Content }}{{ "\\n" }}\n'
+        "{{- else }}{{ .RoleNotInTemplate }}\n"
+        "{{- end }}\n"
+        '{{- end }}{{ "<|assistant|>\\n" }}'
+    )
+
+
+def test_a_template_without_functions_as_go_text() -> None:
+    assert go_template(derive_template(chat_of(SMOKE), tools=False), add_bos=True) == (
         "{{- range .Messages }}\n"
         '{{- if eq .Role "system" }}{{ "<|system|>\\n" }}{{ .Content }}{{ "\\n" }}\n'
         '{{- else if eq .Role "user" }}{{ "<|user|>\\n" }}{{ .Content }}{{ "\\n" }}\n'
         '{{- else if eq .Role "assistant" }}{{ "<|assistant|>\\n" }}{{ .Content }}{{ "</s>\\n" }}\n'
-        '{{- else if eq .Role "tool" }}{{ "<|tool|>\\n" }}{{ .Content }}{{ "\\n" }}\n'
         "{{- else }}{{ .RoleNotInTemplate }}\n"
         "{{- end }}\n"
         '{{- end }}{{ "<|assistant|>\\n" }}'
@@ -91,19 +104,13 @@ def test_inst_template_has_neither_system_nor_generation_prompt() -> None:
     "template", [SMOKE, CHATML, DEFAULT_SYSTEM, HEADERS, ZEPHYR, INST, AWKWARD], ids=lambda text: text[:20]
 )
 def test_go_writes_what_jinja_writes(template: str) -> None:
-    chat = chat_of(template)
-    linear = derive_template(chat)
-    chats = parity_chats(linear.role_names(), "Be kind." if "system" in linear.role_names() else "")
-    requests = [GoRequest(system=item.system, messages=item.messages) for item in chats]
-    texts = render_go(tool_path(GOTEMPLATE), go_template(linear, add_bos=False), requests)
-    assert texts == [chat.render(item.full_messages(), add_generation_prompt=True).text for item in chats]
-    assert len(texts) >= 40
+    assert same_as_go(template) >= 40
 
 
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        (SMOKE.replace("message['content']", "message['content'] | trim"), "content of a system message is trimmed"),
+        (PLAIN.replace("message['content']", "message['content'] | trim"), "content of a system message is trimmed"),
         (INST_WITH_SYSTEM, "system message is merged into the user turn"),
         (CHATML.replace("message['content']", "(message['content'] | upper)"), "user message is dropped, moved or alt"),
         (CHATML.replace("message['content']", "(message['content'] | e)"), "content of a system message is escaped"),

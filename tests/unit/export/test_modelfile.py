@@ -1,9 +1,10 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from finetune.errors import ExportError
-from finetune.export.modelfile import Modelfile, parse_modelfile, render_modelfile
+from finetune.export.modelfile import Modelfile, parse_modelfile, read_modelfile, render_modelfile
 
 PLAIN = Modelfile(
     from_path="../gguf/model-Q8_0.gguf",
@@ -32,6 +33,30 @@ User:"""
 
 def test_golden_text() -> None:
     assert render_modelfile(PLAIN, context_tokens=1024) == GOLDEN
+
+
+def test_the_oldest_ollama_is_a_line_of_its_own() -> None:
+    modelfile = replace(PLAIN, requires="0.30.0")
+    text = render_modelfile(modelfile, context_tokens=1024)
+    assert text == GOLDEN + "REQUIRES 0.30.0\n"
+    assert parse_modelfile(text) == modelfile
+
+
+def test_a_modelfile_whose_gguf_is_missing_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ollama" / "Modelfile"
+    with pytest.raises(ExportError, match=r"the Modelfile is missing[^|]*dvc repro ollama_modelfile"):
+        read_modelfile(path)
+    path.parent.mkdir()
+    path.write_text(GOLDEN, encoding="utf-8")
+    with pytest.raises(ExportError, match=r"the GGUF that FROM names is missing .*model-Q8_0\.gguf.* pull a model"):
+        read_modelfile(path)
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "model-Q8_0.gguf").touch()
+    modelfile, gguf = read_modelfile(path)
+    assert (modelfile, gguf.resolve()) == (PLAIN, (tmp_path / "gguf" / "model-Q8_0.gguf").resolve())
+    path.write_text(GOLDEN.replace("FROM ../gguf/model-Q8_0.gguf\n", ""), encoding="utf-8")
+    with pytest.raises(ExportError, match="no from_path"):
+        read_modelfile(path)
 
 
 def test_no_system_writes_no_line() -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import tiny_gguf
+from go_comparison import PLAIN_TOOLS
 
 from finetune.errors import ExportError
 from finetune.export.modelfile import parse_modelfile
@@ -10,8 +11,16 @@ from finetune.sections import OllamaModelfile
 from finetune.stages.ollama_modelfile import run
 
 SMOKE = Path("recipes/smoke/chat_template.jinja").read_text(encoding="utf-8")
+REFUSE_SYSTEM = "{%- if message['role'] == 'system' -%}{{- raise_exception('no') -}}{%- elif message['role'] == 'ass"
 SETTINGS = OllamaModelfile(
-    quantization="Q8_0", system="Sois bref.", num_ctx=512, temperature=0.2, top_p=0.9, repeat_penalty=1.0, stop=["\n\n"]
+    quantization="Q8_0",
+    renderer="go",
+    system="Sois bref.",
+    num_ctx=512,
+    temperature=0.2,
+    top_p=0.9,
+    repeat_penalty=1.0,
+    stop=["\n\n"],
 )
 
 
@@ -35,21 +44,57 @@ def test_writes_modelfile_template_and_metrics(tmp_path: Path) -> None:
     assert modelfile.template == (tmp_path / "ollama" / "template.gotmpl").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == {
         "add_bos": True,
-        "chats": 72,
+        "chats": 124,
         "num_ctx": 512,
         "parity": 1.0,
+        "renderer": "go",
         "roles": ["system", "user", "assistant", "tool"],
         "stops": ["</s>", "\n\n"],
+        "tools": True,
     }
+
+
+def test_renderer_jinja_serves_functions_that_go_cannot_write(tmp_path: Path) -> None:
+    template = "{{ bos_token }}" + PLAIN_TOOLS.replace("'<|im_end|>'", "eos_token")
+    make(tmp_path, template)
+    with pytest.raises(ExportError, match=r"set ollama_modelfile\.renderer to jinja"):
+        run_in(tmp_path)
+    run_in(tmp_path, SETTINGS.model_copy(update={"renderer": "jinja"}))
+    text = (tmp_path / "ollama" / "Modelfile").read_text(encoding="utf-8")
+    assert text.endswith("REQUIRES 0.30.0\n")
+    assert ".Tools" not in parse_modelfile(text).template
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["renderer"], metrics["tools"], metrics["parity"], metrics["chats"]) == ("jinja", True, 1.0, 124)
+
+
+def test_a_difference_in_chats_that_only_the_gguf_renders_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "{{ bos_token }}" + PLAIN_TOOLS.replace("'<|im_end|>'", "eos_token"))
+    training = tmp_path / "tokenizer" / "training_template.jinja"
+    training.write_text(training.read_text(encoding="utf-8").replace("tool | tojson", "tool | tojson + ' '"))
+    with pytest.raises(ExportError, match="chat 'one function', embedded, token"):
+        run_in(tmp_path, SETTINGS.model_copy(update={"renderer": "jinja"}))
+
+
+def test_a_turn_may_end_in_a_token_that_is_not_eos_if_the_gguf_stops_there(tmp_path: Path) -> None:
+    make(tmp_path, SMOKE.replace("eos_token", "'<|tool|>'"))
+    with pytest.raises(ExportError, match="ends them with '<\\|tool\\|>\\\\n', at which the GGUF does not stop"):
+        run_in(tmp_path)
+    template = (tmp_path / "tokenizer" / "chat_template.jinja").read_text(encoding="utf-8")
+    gguf, tokenizer = tmp_path / "gguf" / "model-Q8_0.gguf", tiny_gguf.train_tokenizer()
+    tiny_gguf.write_gguf(gguf, tokenizer, template, add_bos=True, turn_end="<|tool|>")
+    run_in(tmp_path)
+    modelfile = parse_modelfile((tmp_path / "ollama" / "Modelfile").read_text(encoding="utf-8"))
+    assert modelfile.stops == ("<|tool|>", "</s>", "\n\n")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ("message['content'] + eos_token", "message['content']", "answers would never stop"),
+        ("{{- eos_token -}}", "", "answers would never stop: the template ends them with '\\\\n'"),
+        ("{{- eos_token -}}", "{{- '<|im_end|>' -}}", "answers would never stop"),
+        ("{{- eos_token -}}", "{{- ' ' + eos_token -}}", "answers would never stop"),
         ("{{- bos_token -}}", "{{- '' -}}", "adds BOS to every prompt"),
-        ("{%- if message['role'] ==", "{%- if message['role'] == 'system' -%}{{- raise_exception('no') -}}{%- elif "
-         "message['role'] ==", "the chat template has no system role"),
+        ("{%- if message['role'] == 'ass", REFUSE_SYSTEM, "the chat template has no system role"),
     ],
 )  # fmt: skip
 def test_a_template_that_cannot_be_served_is_refused(tmp_path: Path, old: str, new: str, fault: str) -> None:
@@ -63,7 +108,7 @@ def test_training_template_that_differs_from_the_serving_one_is_refused(tmp_path
     make(tmp_path)
     training = tmp_path / "tokenizer" / "training_template.jinja"
     training.write_text(SMOKE.replace("'<|assistant|>\\n'", "'<|assistant|> '"), encoding="utf-8")
-    with pytest.raises(ExportError, match="of 72 chats, 0 are equal"):
+    with pytest.raises(ExportError, match="of 124 chats, 0 are equal"):
         run_in(tmp_path)
 
 

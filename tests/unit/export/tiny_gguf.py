@@ -56,8 +56,13 @@ def _weights(answer: int, end: int, vocab_size: int) -> dict[str, np.ndarray]:
     return {**layer, **ends}
 
 
-def write_gguf(path: Path, tokenizer: Tokenizer, template: str, *, add_bos: bool, answer: str = "") -> None:
-    """Without `answer` the vocabulary alone; with it (one token) also the weights of a model that says it and stops."""
+def write_gguf(
+    path: Path, tokenizer: Tokenizer, template: str, *, add_bos: bool, answer: str = "", turn_end: str = ""
+) -> None:
+    """Without `answer` the vocabulary alone; with it (one token) also the weights of a model that says it and stops.
+
+    `turn_end`: a token other than eos at which llama.cpp stops too.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     model = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
@@ -77,6 +82,8 @@ def write_gguf(path: Path, tokenizer: Tokenizer, template: str, *, add_bos: bool
     writer.add_eos_token_id(tokens.index("</s>"))
     writer.add_pad_token_id(tokens.index("<pad>"))
     writer.add_add_bos_token(add_bos)
+    if turn_end:
+        writer.add_eot_token_id(tokens.index(turn_end))
     writer.add_chat_template(template)
     if answer:
         for name, values in _weights(tokens.index(answer), tokens.index("</s>"), len(tokens)).items():

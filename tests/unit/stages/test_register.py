@@ -10,17 +10,17 @@ from typing import Any
 
 import mlflow
 import pytest
+from huggingface_hub import ModelCard
+from run_files import metrics, write_run
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from finetune import tracking
 from finetune.errors import DataError, TrackingError
-from finetune.io import read_json, sha256_tree, write_csv, write_json, write_text
+from finetune.io import read_json, sha256_tree, write_json, write_text
 from finetune.params import load_params
 from finetune.stages import register as stage
 
-RECIPE = Path(__file__).parents[3] / "recipes/smoke/params.yaml"
-LOG_COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "gradient_norm", "trained_tokens")
 WORDS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", *"abcdefghijklmnopqrstuvwx"]
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 TEMPLATE = (
@@ -28,15 +28,6 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|> ' }}{% endif %}"
 )
 QUESTION = "a b c"
-METRICS: dict[str, Any] = {
-    "clean": {"rows_in": 12, "kept": 10, "dropped": {"retweet": 2}},
-    "split": {"splits": {"train": {"rows": 8, "trained_tokens": 321}, "validation": {"rows": 1}, "test": {"rows": 1}}},
-    "evaluate": {"base": {"perplexity": 9.0}, "tuned": {"perplexity": 3.0}, "perplexity_ratio": 1 / 3, "note": "text"},
-    "quantize_gguf": {
-        "types": {"Q8_0": {"perplexity_ratio": 1.001, "top1_agreement": 0.99, "size_bytes": 1048576, "pure": True}}
-    },
-    "ollama_modelfile": {"chats": 20, "parity": 1.0},
-}
 
 
 def save_merged(folder: Path, base: Path) -> None:
@@ -54,22 +45,7 @@ def make_outputs(root: Path, base: Path) -> list[Path]:
     """A finished pipeline below `root`; returns the stage's argv."""
     save_merged(root / "models/merged", base)
     shutil.copytree(base, root / "models/base")
-    for name in ("adapter/adapter.bin", "gguf/model-Q8_0.gguf", "ollama/Modelfile", "ollama/template.gotmpl"):
-        write_text(root / "models" / name, name)
-    file = {"path": "chat/a.txt", "sha256": "ab" * 32, "size_bytes": 7}
-    origin = {"kind": "local", "files": "*.txt"}
-    source = {"name": "chat", "license": "MIT", "origin": origin, "revision": None, "files": [file]}
-    write_json(root / "data/raw/manifest.json", {"sources": [source]})
-    write_json(root / "data/base_manifest.json", {"kind": "scratch"})
-    write_text(root / "data/evaluation/samples.jsonl", "{}\n")
-    write_text(root / "data/report/index.html", "<p>data</p>\n")
-    for name, numbers in METRICS.items():
-        write_json(root / f"metrics/{name}.json", numbers)
-    rows = [[step, 4.0 / step, "" if step % 2 else 3.0 / step, 0.001, 1.0, 10 * step] for step in (1, 2, 3, 4)]
-    write_csv(root / "plots/train_log.csv", LOG_COLUMNS, rows)
-    write_text(root / "dvc.lock", "schema: '2.0'\nstages:\n  fetch: {cmd: x}\n")
-    write_text(root / "dvc.yaml", "stages: {}\n")
-    shutil.copy(RECIPE, root / "params.yaml")
+    write_run(root, metrics())
     made, data = root / "models", root / "data"
     return [
         *(made / name for name in ("adapter", "merged", "gguf", "ollama")),
@@ -81,6 +57,7 @@ def make_outputs(root: Path, base: Path) -> list[Path]:
         root / "metrics",
         root / "plots",
         data / "evaluation/samples.jsonl",
+        data / "quantization/samples.jsonl",
         data / "report",
         root / "dvc.lock",
         root / "dvc.yaml",
@@ -131,11 +108,28 @@ def test_the_version_names_what_it_was_made_of(outputs: list[Path]) -> None:
     tags = only_version().tags
     assert tags["adapter_sha256"] == sha256_tree(outputs[0])
     assert tags["merged_sha256"] == sha256_tree(outputs[1])
-    assert (tags["recipe"], tags["licenses"], tags["base.kind"]) == ("smoke", '["MIT"]', "scratch")
+    assert (tags["recipe"], tags["licenses"], tags["base.kind"]) == ("smoke", '["CC-BY-4.0", "MIT"]', "scratch")
     assert (tags["git.commit"], tags["container_image"]) == ("none", "image@sha256:12")
     assert tags["package.mlflow"] == mlflow.__version__
-    assert "| 9.000 | 3.000 | 0.333 |" in only_version().description
-    assert "(licences: MIT)" in only_version().description
+    description = only_version().description
+    cells = [" ".join(line.split()) for line in description.splitlines()]
+    assert "| all test rows (2,080 tokens) | 65.65 → 29.85 | × 0.4546 (0.4313 to 0.4781) | 1.23" in "\n".join(cells)
+    assert "Licences: CC-BY-4.0, MIT." in description
+
+
+def test_the_run_holds_the_page_and_the_uploaded_model_the_card(outputs: list[Path]) -> None:
+    run_id = only_version().run_id
+    page = mlflow.artifacts.load_text(f"runs:/{run_id}/report/run.html")
+    assert "QLoRA (base in NF4 with double quantisation" in page
+    assert '<a href="index.html">the data page</a>' in page
+    card = mlflow.artifacts.load_text(f"runs:/{run_id}/report/README.md")
+    assert ModelCard(card).data.to_dict()["license_name"] == "of-base-and-data"
+    assert "# finetune-smoke" in card
+    # mlflow keeps the text and the head of the card in two files of the model.
+    (text,) = (outputs[4].parent / "mlartifacts").rglob("model_card.md")
+    assert text.read_text(encoding="utf-8").strip() == ModelCard(card).text.strip()
+    (head,) = (outputs[4].parent / "mlartifacts").rglob("model_card_data.yaml")
+    assert "license_name: of-base-and-data\n" in head.read_text(encoding="utf-8")
 
 
 def test_the_trained_run_is_completed_not_doubled(outputs: list[Path]) -> None:
@@ -148,19 +142,19 @@ def test_the_trained_run_is_completed_not_doubled(outputs: list[Path]) -> None:
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "train_loss")]
     assert sorted(steps) == [1, 2, 3, 4]
     assert [point.step for point in client.get_metric_history(run.info.run_id, "validation_loss")] == [2, 4]
-    assert run.data.metrics["clean.dropped.retweet"] == 2.0
-    assert "evaluate.note" not in run.data.metrics
+    assert run.data.metrics["clean.dropped.retweet"] == 100.0
+    assert run.data.metrics["evaluate.tasks.tool_calls.simple.tuned.correct"] == 0.625
     assert run.data.params["train_qlora.lora.rank"] == "32"
     assert run.data.params["fetch.sources.0.name"] == "chat_fr"
-    dataset = run.inputs.dataset_inputs[0].dataset
-    assert (dataset.name, len(dataset.digest)) == ("chat", 36)
+    datasets = [entry.dataset for entry in run.inputs.dataset_inputs]
+    assert sorted((dataset.name, len(dataset.digest)) for dataset in datasets) == [("chat", 36), ("tweets", 36)]
     names = {
         entry.path
-        for folder in ("", "ollama", "plots", "report")
+        for folder in ("", "ollama", "plots", "quantization", "report")
         for entry in client.list_artifacts(run.info.run_id, folder)
     }
     assert {"samples.jsonl", "dvc.lock", "dvc.yaml", "params.yaml", "ollama/Modelfile", "plots/train_log.csv"} <= names
-    assert "report/index.html" in names
+    assert {"report/index.html", "report/run.html", "report/README.md", "quantization/samples.jsonl"} <= names
 
 
 def test_the_registry_answers_as_the_merged_model_does(outputs: list[Path]) -> None:
@@ -240,7 +234,7 @@ def test_a_version_from_changed_files_gets_the_clean_commit_and_keeps_it(
             git(root, *command)
         register(argv, model_name="sourced", mode="reference")
         version = mlflow.MlflowClient().get_model_version_by_alias("sourced", "challenger")
-        seen.append((str(version.version), version.tags["git.dirty"], "had changes" in version.description))
+        seen.append((str(version.version), version.tags["git.dirty"], "no command" in version.description))
         write_text(root / "code.py", f"{len(seen)}\n")
     assert seen == [("1", "true", True), ("1", "false", False), ("1", "false", False)]
     assert len(version.tags["git.commit"]) == 40
@@ -248,11 +242,11 @@ def test_a_version_from_changed_files_gets_the_clean_commit_and_keeps_it(
 
 
 def test_a_missing_figure_names_its_stage(outputs: list[Path], tmp_path: Path) -> None:
-    metrics = tmp_path / "metrics"
-    shutil.copytree(outputs[9], metrics)
-    write_json(metrics / "evaluate.json", {"base": {"perplexity": 9.0}})
+    folder = tmp_path / "metrics"
+    shutil.copytree(outputs[9], folder)
+    write_json(folder / "evaluate.json", {**metrics()["evaluate"], "tuned": {"tokens": 1}})
     with pytest.raises(DataError, match=r"tuned\.perplexity is missing(.|\n)*--single-item evaluate"):
-        register([*outputs[:9], metrics, *outputs[10:]])
+        register([*outputs[:9], folder, *outputs[10:]])
 
 
 def test_an_unreachable_server_is_an_error_within_seconds(outputs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from finetune.io import write_json
 LAYERS, WIDTH, POSITIONS, VOCABULARY = 2, 256, 128, 300
 TEXTS = ["L'été, 1234 vélos à réparer !", "it's  two\n\n\tlines", "日本 🙂 ok", "don't we'll 99999", " spaces   here "]
 
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+
 
 def write_tokenizer(folder: Path) -> Path:
     """A byte-level tokenizer that splits as GPT-2's does, extended as the tokenizer stage extends one."""
@@ -32,7 +34,7 @@ def write_tokenizer(folder: Path) -> Path:
     words.save(str(folder / "tokenizer.json"))
     named = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **named})
-    (folder / "chat_template.jinja").write_text("{{ bos_token }}", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     extend(folder, [NewToken(text="<|pad|>", place="add", reserved=None)], [], VOCABULARY)
     return folder
 

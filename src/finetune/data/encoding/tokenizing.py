@@ -19,6 +19,7 @@ from finetune.data.record import Record
 from finetune.data.tables import TOKENS
 from finetune.data_sections import Tokenize
 from finetune.errors import DataError
+from finetune.tool_forms import dropped_keys
 
 LENGTH_BIN_TOKENS = 32
 # What a worker takes at a time: some thousand records, so that no worker waits long for the last one.
@@ -34,6 +35,7 @@ class TokenCounts:
     `rows`: documents written; more than `kept` where records were split. `truncated`: records cut to `max_tokens`;
     `truncated_trained`: those of them that lost trained tokens, so also the stop token at their end.
     `dropped_exchanges`: exchanges that are too long by themselves, in records that were split.
+    `tools_cut_by_ollama`: records whose function definitions have keys that Ollama leaves out of its prompts.
     """
 
     records_in: int = 0
@@ -49,6 +51,7 @@ class TokenCounts:
     split: int = 0
     split_pieces: int = 0
     dropped_exchanges: int = 0
+    tools_cut_by_ollama: int = 0
 
     def add(self, other: TokenCounts) -> None:
         """Add the counts of other records."""
@@ -120,6 +123,7 @@ def tokenize_records(records: Iterable[Record], chat: Chat, encoder: Encoder, pa
     for number, record in enumerate(records):
         counts = totals.counts.setdefault(record.source, TokenCounts())
         counts.records_in += 1
+        counts.tools_cut_by_ollama += record.tools is not None and bool(dropped_keys(orjson.loads(record.tools)))
         if special_text_in(record, chat) is not None:
             counts.dropped["special_token_in_text"] += 1
             continue

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 
 from finetune.chat_template import (
@@ -14,18 +15,23 @@ from finetune.chat_template import (
     TOKENIZER,
     TOKENIZER_CONFIG,
     TRAINING_TEMPLATE,
+    ChatTemplate,
+    Turn,
     compile_template,
     has_generation_tags,
     read_template,
     serving_form,
     special_tokens,
     token_text,
+    writes_tool_calls,
+    writes_tools,
 )
 from finetune.data.encoding.chat import Chat, SpecialIds, render
 from finetune.data.fetching.hub import Repo, cached_file
 from finetune.data_sections import TrainTokenizer
 from finetune.errors import DataError
 from finetune.io import read_json, write_json, write_text
+from finetune.tool_forms import canonical_tools
 
 TOKENIZER_FILES = (
     TOKENIZER,
@@ -45,6 +51,8 @@ PROBES: tuple[tuple[tuple[str, str], ...], ...] = (
     (("user", " a \n"), ("assistant", "\n b "), ("user", "c"), ("assistant", "d\n\n")),
     (("system", "s"), ("user", "a"), ("assistant", "b")),
 )
+TOOLS = canonical_tools([{"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}])
+CALLS = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
 
 
 def write_trained(tokenizer: Tokenizer, params: TrainTokenizer, max_tokens: int, folder: Path) -> None:
@@ -126,11 +134,19 @@ def install_templates(template: Path, folder: Path) -> None:
     tokens = special_tokens(folder)
     training_template = compile_template(source, tokens, template)
     serving_template = compile_template(serving, tokens, template)
-    for probe in PROBES:
-        turns = [{"role": role, "content": content} for role, content in probe]
+    tools = TOOLS if writes_tools(training_template) else None
+    for number, probe in enumerate(PROBES):
+        turns: list[Turn] = [{"role": role, "content": content} for role, content in probe]
+        if number == 0 and writes_tool_calls(training_template):
+            turns.append({"role": "assistant", "content": "", "tool_calls": CALLS})
+        # Some families refuse system messages; every template writes a question and its answer.
+        if number and not _accepts(training_template, turns):
+            continue
         for prompt in (False, True):
-            trained = render(training_template, turns, template, add_generation_prompt=prompt)
-            served = render(serving_template, turns, template, add_generation_prompt=prompt)
+            trained, served = (
+                render(form, turns, template, add_generation_prompt=prompt, tools=tools)
+                for form in (training_template, serving_template)
+            )
             if trained.text != served.text:
                 raise DataError(
                     f"without its generation tags the template prints {served.text!r} instead of {trained.text!r}",
@@ -141,19 +157,28 @@ def install_templates(template: Path, folder: Path) -> None:
     write_text(folder / SERVING_TEMPLATE, serving)
 
 
+def _accepts(template: ChatTemplate, turns: Sequence[Turn]) -> bool:
+    try:
+        template.render(turns, add_generation_prompt=False)
+    except TemplateError:
+        return False
+    return True
+
+
 def load_chat(folder: Path) -> Chat:
     """The tokenizer and training template of models/tokenizer; raises DataError when its special tokens do not fit."""
     if not (folder / TOKENIZER).is_file():
         raise DataError("file is missing", folder / TOKENIZER, "run `dvc repro tokenizer`")
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    template = read_template(folder, TRAINING_TEMPLATE)
+    ids = special_ids(tokenizer, template.tokens, folder)
     # It adds special tokens, which the template does here, and may trim white space off the offsets of the mask.
     tokenizer.post_processor = None
-    template = read_template(folder, TRAINING_TEMPLATE)
     added = tokenizer.get_added_tokens_decoder()
     return Chat(
         tokenizer=tokenizer,
         template=template,
-        ids=special_ids(tokenizer, template.tokens, folder),
+        ids=ids,
         special_texts=tuple(token.content for _, token in sorted(added.items()) if token.special),
     )
 
@@ -170,7 +195,10 @@ def special_ids(tokenizer: Tokenizer, tokens: Mapping[str, str], where: object) 
             "name them in the section tokenizer of params.yaml, or choose another base model",
         )
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
-    return SpecialIds(ids.get("bos_token"), eos, pad, largest + 1)
+    bos = ids.get("bos_token")
+    # A tokenizer without any rule, such as one trained here, leaves BOS to the template.
+    needs_bos = bos is not None and (tokenizer.post_processor is None or tokenizer.encode("a").ids[:1] == [bos])
+    return SpecialIds(bos, eos, pad, largest + 1, needs_bos)
 
 
 def _pad_token(config: dict[str, Any], folder: Path) -> str:

@@ -6,19 +6,23 @@ import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from finetune.errors import ExportError
 
 RENDER_TIMEOUT_S = 60
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 
 class GoRequest(TypedDict):
-    """One prompt to build: `system` is the Modelfile's SYSTEM, empty for none."""
+    """One prompt to build: `system` is the Modelfile's SYSTEM, empty for none.
+
+    Messages and tools are a client's, as transformers spells them; in Ollama a tool's `name` is its `tool_name`.
+    """
 
     system: str
     messages: Sequence[Message]
+    tools: NotRequired[Sequence[Mapping[str, Any]]]
 
 
 def render_go(program: Path, template: str, requests: Sequence[GoRequest]) -> list[str]:
@@ -26,7 +30,7 @@ def render_go(program: Path, template: str, requests: Sequence[GoRequest]) -> li
 
     Raises ExportError when the program is missing or fails, or when the template has a fault.
     """
-    lines = "".join(json.dumps({"template": template, **request}) + "\n" for request in requests)
+    lines = "".join(json.dumps({"template": template, **_as_ollama_has_it(request)}) + "\n" for request in requests)
     try:
         # Bytes, not text: text mode would turn "\r\n" inside a prompt into "\n".
         done = subprocess.run([str(program)], input=lines.encode(), capture_output=True, timeout=RENDER_TIMEOUT_S)
@@ -43,3 +47,8 @@ def render_go(program: Path, template: str, requests: Sequence[GoRequest]) -> li
                 "mend the TEMPLATE, or leave out messages of a role that the chat template does not have",
             )
     return [answer["text"] for answer in answers]
+
+
+def _as_ollama_has_it(request: GoRequest) -> dict[str, Any]:
+    messages = [{**message, "tool_name": message.get("name", "")} for message in request["messages"]]
+    return {**request, "messages": messages}

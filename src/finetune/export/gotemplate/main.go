@@ -1,4 +1,4 @@
-// JSON lines {"template", "messages", "system"} on stdin -> JSON lines {"text"} or {"error"} on stdout.
+// JSON lines {"template", "messages", "tools", "system"} on stdin -> JSON lines {"text"} or {"error"} on stdout.
 //
 // It answers one question: which prompt does Ollama (0.30 and later) build from a Modelfile's TEMPLATE? The rules are
 // Ollama's (server/routes.go, template/template.go), the code is not: SYSTEM leads a chat that does not start with a
@@ -21,32 +21,22 @@ import (
 
 const messageBreak = "\n\n"
 
-type toolFunction struct {
-	Index     int
-	Name      string
-	Arguments map[string]any
-}
-
-type toolCall struct {
-	ID       string
-	Function toolFunction
-}
-
 // message has the fields that a TEMPLATE may name in `range .Messages`.
 type message struct {
-	Role       string
-	Content    string
-	Thinking   string
-	Images     []string
-	ToolCalls  []toolCall
-	ToolName   string
-	ToolCallID string
+	Role       string   `json:"role"`
+	Content    string   `json:"content"`
+	Thinking   string   `json:"thinking"`
+	Images     []string `json:"images"`
+	ToolCalls  []call   `json:"tool_calls"`
+	ToolName   string   `json:"tool_name"`
+	ToolCallID string   `json:"tool_call_id"`
 }
 
 type request struct {
 	Template string    `json:"template"`
 	System   string    `json:"system"`
 	Messages []message `json:"messages"`
+	Tools    tools     `json:"tools"`
 }
 
 type answer struct {
@@ -55,10 +45,7 @@ type answer struct {
 }
 
 var functions = template.FuncMap{
-	"json": func(value any) (string, error) {
-		encoded, err := json.Marshal(value)
-		return string(encoded), err
-	},
+	"json":          asJSON,
 	"currentDate":   func() string { return time.Now().Format(time.DateOnly) },
 	"yesterdayDate": func() string { return time.Now().AddDate(0, 0, -1).Format(time.DateOnly) },
 }
@@ -108,7 +95,7 @@ func render(asked request) (string, error) {
 	system, messages := joinNeighbours(withSystem(asked.System, asked.Messages))
 	var text strings.Builder
 	err = compiled.Execute(&text, map[string]any{
-		"System": system, "Messages": messages, "Tools": []any(nil), "Response": "",
+		"System": system, "Messages": messages, "Tools": asked.Tools, "Response": "",
 		"Think": false, "ThinkLevel": "", "IsThinkSet": false,
 	})
 	return text.String(), err

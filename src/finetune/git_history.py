@@ -1,0 +1,127 @@
+"""SHA-256 of a GGUF, git history -> the commit that recorded it, and whether that commit holds all that made the file.
+
+The stage quantize_gguf writes the SHA-256 of each file into metrics/quantize_gguf.json, which is in git. A file cannot
+name its own commit: the commit holds the file's hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from finetune.errors import DataError
+from finetune.lineage import without_passwords
+
+METRICS, LOCK, PARAMS_FILE = "metrics/quantize_gguf.json", "dvc.lock", "params.yaml"
+# A name that begins with a dash would be an option of git.
+COMMIT = re.compile(r"[0-9a-f]{7,64}")
+# Where the pipeline puts a file, from the root of the repository.
+GGUF_PATH = "models/gguf/model-{type}.gguf"
+# The last stage writes a version, not a model, and depends on the registry.
+REGISTER = "register"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A commit and what its metrics say of the GGUF files: {type: figures, with sha256}.
+
+    `changed`: what dvc.lock names and the commit holds otherwise; empty for a commit that holds all that made them.
+    """
+
+    commit: str
+    date: str
+    subject: str
+    types: Mapping[str, Mapping[str, Any]]
+    changed: tuple[str, ...]
+
+    def expected(self) -> dict[str, str]:
+        """Path of each GGUF below the repository's root -> its SHA-256."""
+        hashes = {name: figures["sha256"] for name, figures in sorted(self.types.items()) if "sha256" in figures}
+        return {GGUF_PATH.format(type=name): digest for name, digest in hashes.items()}
+
+
+def find_file(root: Path, sha256: str) -> Recorded | None:
+    """The first commit of any branch whose metrics hold `sha256`, one that holds all that made it before others."""
+    shown = _git(root, "log", "--all", "--reverse", "--format=%H", f"-S{sha256}", "--", METRICS)
+    found = [read_commit(root, commit) for commit in shown.decode().split()]
+    recorded = [each for each in found if each is not None and sha256 in each.expected().values()]
+    return next((each for each in recorded if not each.changed), next(iter(recorded), None))
+
+
+def read_commit(root: Path, commit: str) -> Recorded | None:
+    """What a commit, named by its hash, recorded; None when this clone does not have it or it has no metrics."""
+    if not COMMIT.fullmatch(commit):
+        return None
+    try:
+        date, _, subject = _git(root, "log", "-1", "--format=%cs %s", commit).decode("utf-8", "replace").partition(" ")
+        metrics = json.loads(_git(root, "show", f"{commit}:./{METRICS}"))
+    except subprocess.CalledProcessError:
+        return None
+    return Recorded(commit, date, subject.strip(), metrics["types"], tuple(_changed(root, commit)))
+
+
+def clone_source(root: Path) -> str:
+    """The address of the remote `origin` without passwords, or the folder where there is none."""
+    try:
+        return without_passwords(_git(root, "remote", "get-url", "origin").decode().strip())
+    except subprocess.CalledProcessError:
+        return str(root)
+
+
+def _changed(root: Path, commit: str) -> Iterator[str]:
+    """Files and parameters that dvc.lock of a commit names with another content than the commit has."""
+    there = set(_git(root, "ls-tree", "-r", "-z", "--name-only", commit).decode("utf-8", "replace").split("\0"))
+    if not {LOCK, PARAMS_FILE} <= there:
+        yield from sorted({LOCK, PARAMS_FILE} - there)
+        return
+    yaml = YAML(typ="safe", pure=True)
+    lock, params = (yaml.load(_git(root, "show", f"{commit}:./{name}").decode()) for name in (LOCK, PARAMS_FILE))
+    stages = [stage for name, stage in lock["stages"].items() if name != REGISTER]
+    entries = [entry for stage in stages for entry in (*stage.get("deps", []), *stage.get("outs", []))]
+    wanted = {entry["path"]: entry.get("md5", "") for entry in entries if entry["path"] in there}
+    held = _md5_of(root, commit, sorted(wanted))
+    yield from (path for path in sorted(wanted) if held[path] != wanted[path])
+    used = {key: value for stage in stages for key, value in stage.get("params", {}).get(PARAMS_FILE, {}).items()}
+    yield from (f"{PARAMS_FILE}: {key}" for key, value in sorted(used.items()) if _at(params, key) != value)
+
+
+def _md5_of(root: Path, commit: str, paths: Sequence[str]) -> dict[str, str]:
+    """MD5, which is DVC's hash, of files of a commit, read by one process."""
+    asked = "".join(f"{commit}:./{path}\n" for path in paths)
+    output, at, hashes = _git(root, "cat-file", "--batch", given=asked.encode()), 0, {}
+    for path in paths:
+        end = output.index(b"\n", at)
+        size_bytes = int(output[at:end].rsplit(b" ", 1)[1])
+        content, at = output[end + 1 : end + 1 + size_bytes], end + size_bytes + 2
+        hashes[path] = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    return hashes
+
+
+def _at(params: Any, key: str) -> Any:
+    for part in key.split("."):
+        params = params.get(part) if isinstance(params, Mapping) else None
+    return params
+
+
+def _git(root: Path, *arguments: str, given: bytes = b"") -> bytes:
+    """The output of a git command; raises CalledProcessError, and DataError outside a repository or without git."""
+    command = ["git", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, env={**os.environ, "LC_ALL": "C"})
+    except FileNotFoundError:
+        raise DataError("git is not installed", "PATH", "install git") from None
+    if done.returncode and b"not a git repository" in done.stderr:
+        raise DataError(
+            "not a git repository, so no commit can be found", root, "run this in the repository that made the file"
+        )
+    done.check_returncode()
+    return done.stdout

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_bytes import byte_level_tokenizer
+
+from finetune.errors import DataError
+from finetune.evaluation.group_scores import base_and_tuned, score_groups
+from finetune.evaluation.perplexity import model_logits
+from finetune.sections import Lora
+from finetune.training.model import add_adapter, load_base
+from finetune.training.vocabulary import Extension
+
+
+def uniform(ids: list[int]) -> torch.Tensor:
+    return torch.zeros(len(ids), 8)
+
+
+def test_scores_are_summed_by_source_and_group() -> None:
+    rows = [
+        {"source": source, "group": group, "input_ids": [1, 2, 3], "trained": [False, False, True]}
+        for source, group in (("b", "b/2"), ("a", "a/1"), ("b", "b/1"), ("b", "b/2"))
+    ] + [{"source": "c", "group": "c/1", "input_ids": [1, 2], "trained": [True, False]}]
+    scores = score_groups({"base": uniform, "tuned": uniform}, rows, len(rows), byte_level_tokenizer())
+    assert list(scores) == [("a", "a/1"), ("b", "b/1"), ("b", "b/2")]
+    assert [both["tuned"].tokens for both in scores.values()] == [1, 1, 2]
+    assert [both["base"].text_bytes for both in scores.values()] == [1, 1, 2]
+    with pytest.raises(DataError, match="no row of the test split has a trained token"):
+        score_groups({"base": uniform}, rows[-1:], 1, byte_level_tokenizer())
+
+
+def test_base_is_the_model_without_its_adapter(tiny_base: Path) -> None:
+    device = torch.device("cpu")
+    expected = model_logits(load_base(tiny_base, None, torch.float32, device))([1, 4, 9])
+    lora = Lora(rank=2, alpha=2, dropout=0.0, use_dora=False, use_rslora=False, target_modules=["q_proj"])
+    model = add_adapter(load_base(tiny_base, None, torch.float32, device), lora, Extension((), 0)).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, 0.5)
+    both = base_and_tuned(model)
+    assert torch.equal(both["base"]([1, 4, 9]), expected)
+    assert not torch.allclose(both["tuned"]([1, 4, 9]), expected)
