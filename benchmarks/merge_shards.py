@@ -33,7 +33,7 @@ from finetune.io import read_json, sha256_tree, write_json  # noqa: E402
 ROUNDS, PEFT_ROUNDS = 7, 2
 THREADS = 2
 RANK = 16
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 19
 SHARD_SIZE = "500MB"
 SHAPE = {
     "vocab_size": 32_000,
@@ -68,9 +68,12 @@ def ours(folder: Path) -> Callable[[], object]:
     """This project's merge."""
     import torch
 
+    from finetune.export.layout import read_layout
     from finetune.export.merge import merge_shards
 
     torch.set_num_threads(THREADS)
+    # transformers imports an architecture's code when it is first asked for.
+    read_layout(folder / "base")
     return lambda: merge_shards(folder / "base", folder / "adapter", folder / "merged", "bfloat16", [])
 
 
@@ -94,7 +97,10 @@ def peft(folder: Path) -> Callable[[], object]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    from finetune.export.layout import read_layout
+
     torch.set_num_threads(THREADS)
+    read_layout(folder / "base")
 
     def work() -> None:
         base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16)

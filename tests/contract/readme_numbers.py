@@ -31,6 +31,8 @@ processes | P |
 where it splits words at blanks; recall {recall}, precision {precision} | D |
 | a BPE of 32,000 tokens from {bpe_mb} MB, beside tokenizers (equal merges) | {bpe}× its speed | T |
 | {corpus_mb} MB of chat through clean, tokenizer, tokenize and split | largest process {corpus_peak} GiB | Y |
+| merging {merge_gb} GB of weights, beside a plain copy of them | \
+{merge_copy}× its time, {merge_peak} GB of memory (PEFT: {peft_copy}×, {peft_peak} GB) | R |
 """,
     "README.fr.md": """\
 | mesure | valeur | source |
@@ -53,12 +55,15 @@ where it splits words at blanks; recall {recall}, precision {precision} | D |
 | un BPE de 32 000 tokens appris sur {bpe_mb}\xa0Mo, face à tokenizers (mêmes fusions) | {bpe} fois sa vitesse | T |
 | {corpus_mb}\xa0Mo de conversations par clean, tokenizer, tokenize et split | plus gros processus \
 {corpus_peak}\xa0Gio | Y |
+| fusion de {merge_gb}\xa0Go de poids, face à leur simple copie | {merge_copy} fois son temps, {merge_peak}\xa0Go de \
+mémoire (PEFT\xa0: {peft_copy} fois, {peft_peak}\xa0Go) | R |
 """,
 }
 SOURCES = {
     **{"C": "metrics/clean", "E": "metrics/evaluate", "M": "metrics/merge", "Q": "metrics/quantize_gguf"},
     **{"O": "metrics/ollama_modelfile", "B": "benchmarks/pipeline_cost", "P": "benchmarks/prepare_rows"},
     **{"D": "benchmarks/clean_dedup", "T": "benchmarks/bpe_train", "Y": "benchmarks/data_memory"},
+    "R": "benchmarks/merge_shards",
 }
 
 
@@ -91,6 +96,8 @@ def data_figures() -> dict[str, str]:
     prepared, deduped = loaded("benchmarks/prepare_rows.json"), loaded("benchmarks/clean_dedup.json")
     learned, large = loaded("benchmarks/bpe_train.json"), loaded("benchmarks/data_memory.json")
     wall_s = learned["median_wall_s"]
+    merged = loaded("benchmarks/merge_shards.json")
+    ways = merged["ways"]
     return {
         "prepare_mb": f"{prepared['corpus_bytes'] / 1e6:,.0f}",
         **{"trl": f"{prepared['times_trl']:.1f}", "trl_two": f"{prepared['times_trl_num_proc_2']:.1f}"},
@@ -100,6 +107,10 @@ def data_figures() -> dict[str, str]:
         **{name: f"{deduped['ours'][name]:.3f}" for name in ("recall", "precision")},
         "bpe_mb": f"{learned['bounded'][0]['learned_bytes'] / 1e6:,.0f}",
         "bpe": f"{wall_s['tokenizers'] / wall_s['finetune']:.1f}",
+        "merge_gb": f"{merged['size_gb']:.1f}",
+        "merge_copy": f"{merged['ours_over_copy']['median']:.2f}",
+        "peft_copy": f"{ways['peft']['wall_s']['median'] / ways['copy']['wall_s']['median']:.1f}",
+        **{"merge_peak": f"{ways['ours']['peak_gb']:.2f}", "peft_peak": f"{ways['peft']['peak_gb']:.2f}"},
         "corpus_mb": f"{large['size_mb']:,.0f}",
         "corpus_peak": f"{max(stage['peak_process_gib'] for stage in large['stages'].values()):.2f}",
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from finetune.errors import ExportError
 from finetune.export.four_bit import FourBit
 from finetune.export.merge_plan import planned
 from finetune.export.merged_files import write_config, write_index
-from finetune.export.weights import count_parameters, write_file
+from finetune.export.weights import Planned, Workers, count_parameters, write_file
 from finetune.log import progress, progress_bar
 
 # Head room for the tokenizer, the index and the file system's own rounding.
@@ -73,14 +73,20 @@ def merge_shards(
     finds no weight, is not finite, or changes nothing, and when rows are missing.
     """
     target.mkdir(parents=True, exist_ok=True)
-    with planned(base, adapter, getattr(torch, dtype), trained_ids, four_bit) as plan, _workers() as pool:
+    with planned(base, adapter, getattr(torch, dtype), trained_ids, four_bit) as plan, _workers() as workers:
         total = sum(each.size_bytes for tensors in plan.files.values() for each in tensors.values())
-        with progress_bar(total, 0, "B", "merge") as bar:
-            for shard, tensors in sorted(plan.files.items()):
-                with closing(write_file(target / shard, tensors, pool)) as written:
-                    for tensor in written:
-                        plan.check_changed(tensor.name)
-                        bar.update(tensor.size_bytes)
+        with progress_bar(total, 0, "B", "merge") as bar, ThreadPoolExecutor(1) as finisher:
+
+            def done(tensor: Planned) -> None:
+                plan.check_changed(tensor.name)
+                bar.update(tensor.size_bytes)
+
+            finishing = [
+                finisher.submit(write_file(target / shard, tensors, workers, done))
+                for shard, tensors in sorted(plan.files.items())
+            ]
+            for future in finishing:
+                future.result()
         write_index(base, target, plan.files)
         write_config(base, target, dtype, plan.table_rows, tied=plan.tied)
         return {
@@ -107,10 +113,10 @@ def each_way(
     parameters = dict(model.named_parameters())
     names = {name for four_bit in ways.values() if four_bit is not None for name in four_bit.weights}
     for way in sorted(set(ways) - {first}):
-        with planned(base, adapter, getattr(torch, dtype), trained_ids, ways[way]) as plan, _workers() as pool:
+        with planned(base, adapter, getattr(torch, dtype), trained_ids, ways[way]) as plan, _workers() as workers:
             tensors = [each for tensors in plan.files.values() for each in tensors.values() if each.name in names]
             for tensor in progress(tensors, len(tensors), "tensor", f"merge onto {way}"):
-                tensor.prepare().each(pool, partial(_set_values, parameters[tensor.name].data.view(-1)))
+                tensor.prepare().each(workers, partial(_set_values, parameters[tensor.name].data.view(-1)))
         yield way, model
 
 
@@ -119,12 +125,12 @@ def _set_values(weight: torch.Tensor, first: int, values: torch.Tensor) -> None:
 
 
 @contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
+def _workers() -> Iterator[Workers]:
     """As many threads as torch has, with one each for torch's own loops; torch has its number back afterwards."""
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
+            yield Workers(pool, threads)
     finally:
         torch.set_num_threads(threads)
 

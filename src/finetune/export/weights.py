@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -39,9 +40,9 @@ DTYPES = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
-# Values computed at a time: a block and its float32 copies stay in the cache of one core (1 MiB and more). A larger one
-# leaves it, of a smaller one the calls cost more.
-BLOCK_VALUES = 1 << 17
+# Values computed at a time: a block and its float32 copies stay in the cache of one core (2 MiB). A larger one leaves
+# it, and of smaller ones the calls cost more.
+BLOCK_VALUES = 1 << 18
 REFETCH = "dvc repro --force --single-item fetch"
 
 
@@ -76,6 +77,27 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Workers:
+    """Threads that take numbers from one list, so that a number costs no more than a call."""
+
+    pool: ThreadPoolExecutor
+    threads: int
+
+    def run(self, work: Callable[[int], None], numbers: Sequence[int]) -> None:
+        """Do `work` for each number; raises what a thread raised, when all are done."""
+        # Threads may share an iterator over a range: its next() is one step of the interpreter.
+        waiting = iter(numbers)
+
+        def until_none_is_left() -> None:
+            for number in waiting:
+                work(number)
+
+        wait(futures := [self.pool.submit(until_none_is_left) for _ in range(min(self.threads, len(numbers)))])
+        for future in futures:
+            future.result()
+
+
+@dataclass(frozen=True)
 class Blocks:
     """A tensor computed as `rows` rows of `width` values, `step` rows at a time: `compute(first, last)`, flat."""
 
@@ -84,14 +106,13 @@ class Blocks:
     step: int
     compute: Callable[[int, int], torch.Tensor]
 
-    def each(self, pool: ThreadPoolExecutor, take: Callable[[int, torch.Tensor], None]) -> None:
+    def each(self, workers: Workers, take: Callable[[int, torch.Tensor], None]) -> None:
         """Give every block to `take` with the number of its first value; several at a time, in no order."""
 
         def one(first: int) -> None:
             take(first * self.width, self.compute(first, min(first + self.step, self.rows)))
 
-        for _ in pool.map(one, range(0, self.rows, self.step)):
-            pass
+        workers.run(one, range(0, self.rows, self.step))
 
 
 @dataclass(frozen=True)
@@ -151,8 +172,14 @@ def _bytes_of(values: torch.Tensor) -> memoryview:
     return values.view(torch.uint8).numpy().data
 
 
-def write_file(target: Path, tensors: Mapping[str, Planned], pool: ThreadPoolExecutor) -> Generator[Planned]:
-    """Write a safetensors file, whole or not at all, of `tensors` by their name in it; yields each that is written."""
+def write_file(
+    target: Path, tensors: Mapping[str, Planned], workers: Workers, done: Callable[[Planned], None]
+) -> Callable[[], None]:
+    """Write a safetensors file beside `target`, of `tensors` by their name in it; calls `done` with each.
+
+    Returns what brings the file to the disk and gives it its name, which may be done while the next one is computed.
+    Raises what `done` or a block raises, and then leaves no file.
+    """
     order = sorted(tensors, key=lambda name: (list(CODES).index(tensors[name].dtype), name))
     places, end = {}, 0
     for name in order:
@@ -166,20 +193,28 @@ def write_file(target: Path, tensors: Mapping[str, Planned], pool: ThreadPoolExe
     ).encode()
     header += b" " * (-len(header) % LENGTH_BYTES)
     start = LENGTH_BYTES + len(header)
-    with replacing(target) as temporary, temporary.open("wb") as handle:
-        handle.write(len(header).to_bytes(LENGTH_BYTES, "little") + header)
-        handle.flush()
-        for name in order:
-            tensors[name].prepare().each(pool, _writer(handle.fileno(), start + places[name][0], tensors[name].dtype))
-            yield tensors[name]
+    with ExitStack() as stack:
+        temporary = stack.enter_context(replacing(target))
+        with temporary.open("wb") as handle:
+            handle.write(len(header).to_bytes(LENGTH_BYTES, "little") + header)
+            handle.flush()
+            for name in order:
+                take = _writer(handle.fileno(), start + places[name][0], tensors[name].dtype)
+                tensors[name].prepare().each(workers, take)
+                done(tensors[name])
+        return stack.pop_all().close
 
 
 def _writer(descriptor: int, start: int, dtype: torch.dtype) -> Callable[[int, torch.Tensor], None]:
+    # The kernel lets one write at a time into a file: the other threads had better wait here than there, spinning.
+    turn = Lock()
+
     def write(first: int, values: torch.Tensor) -> None:
         view, place = _bytes_of(values), start + first * dtype.itemsize
-        while view:
-            done = os.pwrite(descriptor, view, place)
-            view, place = view[done:], place + done
+        with turn:
+            while view:
+                done = os.pwrite(descriptor, view, place)
+                view, place = view[done:], place + done
 
     return write
 

@@ -86,8 +86,8 @@ def test_types_are_measured_group_by_group_and_answer_every_prompt(tiny_tokenize
 
     def continued(ids: list[int], most: int, ends: Collection[int]) -> list[int]:
         seen.append((list(open_now), most))
-        assert set(ends) == {2}
-        return [3 + ids[-1] % 3, 2]
+        assert set(ends) == {2, 6}
+        return [3 + ids[-1] % 3, 6]
 
     @contextmanager
     def opened(group: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -97,9 +97,9 @@ def test_types_are_measured_group_by_group_and_answer_every_prompt(tiny_tokenize
 
     rows = [{"input_ids": IDS, "trained": TRAINED, "source": "a"}]
     prompts: list[dict[str, Any]] = [
-        {"prompt_ids": [1, 4], "max_new_tokens": 7},
-        {"prompt_ids": [1, 5], "max_new_tokens": 9},
-        {"prompt_ids": [1, 4], "max_new_tokens": 7},
+        {"prompt_ids": [1, 4], "max_new_tokens": 7, "stop_ids": [2, 6]},
+        {"prompt_ids": [1, 5], "max_new_tokens": 9, "stop_ids": [2, 6]},
+        {"prompt_ids": [1, 4], "max_new_tokens": 7, "stop_ids": [2, 6]},
     ]
     groups = (opened(names) for names in (["F16", "Q8_0"], ["Q4_K_M"]))
     measured = measure_types(lambda _: MERGED, groups, lambda: iter(rows), prompts, tiny_tokenizer)

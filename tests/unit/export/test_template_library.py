@@ -226,8 +226,8 @@ def caught_in_the_gguf(library: Library, source: str) -> bool:
     go_text = library.go_text or NO_GO
     try:
         report = compare_prompts(chats, library.trained, library.vocab, facts, go_text, tool_path(GOTEMPLATE))
-    except ValueError:
-        return True  # The template's own raise_exception, as llama-cpp-python raises it.
+    except ExportError:
+        return True  # It refuses a chat that training accepts.
     return report.equal_embedded < len(chats)
 
 

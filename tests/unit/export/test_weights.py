@@ -11,7 +11,16 @@ from safetensors.torch import load_file, save, save_file
 
 from finetune.errors import ExportError
 from finetune.export import weights
-from finetune.export.weights import Blocks, Planned, count_parameters, opened, rows_per_block, shards_of, write_file
+from finetune.export.weights import (
+    Blocks,
+    Planned,
+    Workers,
+    count_parameters,
+    opened,
+    rows_per_block,
+    shards_of,
+    write_file,
+)
 
 TENSORS = {
     "z": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -34,8 +43,12 @@ def write(target: Path, tensors: dict[str, torch.Tensor], threads: int) -> list[
         name: Planned(name, tensor.dtype, tuple(tensor.shape), partial(prepare, tensor))
         for name, tensor in tensors.items()
     }
+    names: list[str] = []
     with ThreadPoolExecutor(threads) as pool:
-        return [tensor.name for tensor in write_file(target, planned, pool)]
+        finish = write_file(target, planned, Workers(pool, threads), lambda tensor: names.append(tensor.name))
+    assert not target.exists()
+    finish()
+    return names
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -64,7 +77,7 @@ def test_a_fault_while_writing_leaves_no_file(tmp_path: Path) -> None:
 
     planned = {"w": Planned("w", torch.float32, (4,), lambda: Blocks(4, 1, 2, fail))}
     with pytest.raises(ExportError, match="bad"), ThreadPoolExecutor(2) as pool:
-        list(write_file(tmp_path / "model.safetensors", planned, pool))
+        write_file(tmp_path / "model.safetensors", planned, Workers(pool, 2), lambda tensor: None)
     assert list(tmp_path.iterdir()) == []
 
 
