@@ -85,7 +85,7 @@ mlflow: setup ## open the registry's page (MLFLOW_TRACKING_URI, or the local mlf
 	exec python -m mlflow server --host 127.0.0.1 --port "$(MLFLOW_PORT)" --workers 1
 
 test: setup ## run the whole test suite
-	@python -m pytest
+	@python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 gpu-test: setup ## run the tests that need a CUDA device
 	@python -m pytest -m gpu tests/gpu

@@ -19,7 +19,7 @@ from typing import Any
 
 from finetune.errors import ExportError, FinetuneError, TrackingError
 from finetune.export.gguf_header import read_header
-from finetune.export.provenance import PREFIX
+from finetune.export.provenance import PREFIX, licence_of_all
 from finetune.git_history import COMMIT, Recorded, clone_source, find_file, read_commit
 from finetune.io import sha256_file
 from finetune.lineage import MIB, flatten, repository_root, without_passwords
@@ -102,7 +102,7 @@ def origin_of_version(name: str, root: Path) -> Origin:
     commit = tags.get("git.commit", "") if COMMIT.fullmatch(tags.get("git.commit", "")) else ""
     return Origin(
         title=f"{model} version {entry.version}",
-        facts={**tags, "license": " AND ".join(json.loads(tags.get("licenses", "[]")))},
+        facts={**tags, "license": licence_of_all(json.loads(tags.get("licenses", "[]")))},
         sources=[_dataset(each.dataset) for each in run.inputs.dataset_inputs],
         params=dict(run.data.params),
         recorded=read_commit(root, commit) if commit else None,

@@ -20,6 +20,9 @@ CLOSED_MARKERS = (("<tool_call>", "</tool_call>"), ("<|tool_call|>", "<|/tool_ca
 OPEN_MARKERS = ("[TOOL_CALLS]", "<functioncall>", "<|python_tag|>")
 # Mistral since version 11 of its tokenizer: name[CALL_ID]x[ARGS]{...}, of which the parts in brackets may be missing.
 NAMED_ARGUMENTS = re.compile(r"([A-Za-z_][\w.-]*)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(\{.*\})", re.DOTALL)
+# What an unmarked call begins with (Llama 3's JSON, Python): an answer with it and without a call was cut off, or is
+# wrong.
+ATTEMPT = re.compile(r"""\{\s*"(?:type|name|function)"\s*:|\A\[?\w+(?:\.\w+)*\(\w+\s*=(?!=)""")
 NO_VALUE = object()
 
 
@@ -49,7 +52,9 @@ def parse_calls(text: str) -> Parsed:
     try:
         bodies = _marked(text)
         if bodies is None:
-            return Parsed(tuple(_bare_json(text) or _python_calls(text) or ()), None)
+            calls = tuple(_bare_json(text) or _python_calls(text) or ())
+            attempt = None if calls else ATTEMPT.search(text)
+            return Parsed(calls, f"the start of a call, not one: {attempt[0]!r}" if attempt else None)
         return Parsed(tuple(call for read, body in bodies for call in _marked_calls(read(body), body)), None)
     except _NotACallError as reason:
         return Parsed((), str(reason))
@@ -110,7 +115,10 @@ def _call(entry: Any) -> Call:
         arguments = _json_value(arguments)
     if not isinstance(arguments, dict):
         raise _NotACallError(f"the arguments of {function['name']} are no object")
-    return Call(function["name"], arguments)
+    try:
+        return Call(function["name"], _checked(arguments))
+    except ValueError:
+        raise _NotACallError(f"the arguments of {function['name']} are beyond JSON or UTF-8") from None
 
 
 def _json_value(text: str) -> Any:
@@ -153,7 +161,10 @@ def _python_calls(text: str) -> list[Call]:
 
 
 def _python_call(node: ast.Call) -> Call:
-    name = ast.unparse(node.func)
+    try:
+        name = ast.unparse(node.func)
+    except RecursionError:
+        raise _NotACallError("a name nested too deeply") from None
     if not re.fullmatch(r"\w+(\.\w+)*", name):
         raise _NotACallError(f"{name[:60]!r} is no function's name")
     if node.args or any(keyword.arg is None for keyword in node.keywords):
@@ -164,9 +175,15 @@ def _python_call(node: ast.Call) -> Call:
 def _literal(node: ast.expr, where: str) -> Any:
     """The value of a Python literal, tuples as lists, as JSON has no tuples."""
     try:
-        return _without_tuples(ast.literal_eval(node))
+        return _checked(_without_tuples(ast.literal_eval(node)))
     except (ValueError, TypeError, RecursionError, MemoryError):
         raise _NotACallError(f"{where[:60]!r} has a value that is no literal") from None
+
+
+def _checked(value: Any) -> Any:
+    """The value, which JSON and UTF-8 must hold: no set, no number beyond float64, no half of a surrogate pair."""
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    return value
 
 
 def _without_tuples(value: Any) -> Any:

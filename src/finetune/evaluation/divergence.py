@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from finetune.evaluation.perplexity import Comparison, LogitsOf, compare
 from finetune.log import progress
 
@@ -17,9 +19,15 @@ def divergence(reference: LogitsOf, other: LogitsOf, rows: Sequence[Mapping[str,
     total = Comparison()
     for row in progress(rows, len(rows), "row", label):
         ids, trained = row["input_ids"], row["trained"]
-        expected, obtained = reference(ids).cpu(), other(ids).cpu()
-        for start in range(0, len(ids), WINDOW_TOKENS):
-            inside = [start <= position < start + WINDOW_TOKENS and flag for position, flag in enumerate(trained)]
-            if any(inside[1:]):
-                total += compare(expected, obtained, ids, inside)
+        total += compare_row(reference(ids).cpu(), other(ids).cpu(), ids, trained)
     return total.summary()
+
+
+def compare_row(reference: torch.Tensor, other: torch.Tensor, ids: list[int], trained: Sequence[bool]) -> Comparison:
+    """`compare` of a whole row, WINDOW_TOKENS positions at a time."""
+    total = Comparison()
+    for start in range(0, len(ids), WINDOW_TOKENS):
+        inside = [start <= position < start + WINDOW_TOKENS and flag for position, flag in enumerate(trained)]
+        if any(inside[1:]):
+            total += compare(reference, other, ids, inside)
+    return total

@@ -142,7 +142,8 @@ def all_logits(model: Any, texts: Sequence[list[int]]) -> list[torch.Tensor]:
 
 def largest_difference(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> float:
     """The largest absolute difference between two models' logits of the same texts."""
-    return max(float((one - other).abs().max()) for one, other in zip(some, others, strict=True))
+    # Python's max would lose a NaN behind the first text.
+    return float(torch.stack([(one - other).abs().max() for one, other in zip(some, others, strict=True)]).max())
 
 
 def mean_loss(model: Any, rows: Iterable[Mapping[str, Any]]) -> float:

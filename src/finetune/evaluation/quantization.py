@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from finetune.errors import DataError, ExportError
+from finetune.evaluation.divergence import compare_row
 from finetune.evaluation.generation import decode, without_end
 from finetune.evaluation.perplexity import (
     Comparison,
     LogitsOf,
     Score,
-    compare,
     score,
     special_ids,
     trained_text_bytes,
@@ -64,9 +65,20 @@ def measure_types(
             others = {name: logits_of for name, (logits_of, _) in models.items()}
             words = tokenizer.backend_tokenizer
             merged, figures = measure_beside(reference, others, rows(), total, words, "merged and GGUF")
+            _check_finite(figures)
             types |= {name: quantised_figures(each, merged.summary()["perplexity"]) for name, each in figures.items()}
             answers |= {name: greedy_answers(each, prompts, tokenizer, name) for name, (_, each) in models.items()}
     return Measured(merged, types, answers)
+
+
+def _check_finite(figures: Mapping[str, Mapping[str, float]]) -> None:
+    for name, each in figures.items():
+        if not all(map(math.isfinite, each.values())):
+            raise ExportError(
+                f"{name} gives undefined logits: {each}",
+                "quantize_gguf.types",
+                f"ask for BF16 in place of {name}: float16 holds no value above 65,504",
+            )
 
 
 def metrics(
@@ -134,7 +146,7 @@ def measure_beside(
         for name, logits_of in others.items():
             obtained = logits_of(ids)
             totals[name] += score(obtained, ids, trained, size_bytes)
-            against[name] += compare(expected, obtained, ids, trained)
+            against[name] += compare_row(expected, obtained, ids, trained)
     return whole, {name: {**totals[name].summary(), **against[name].summary()} for name in others}
 
 
@@ -188,10 +200,12 @@ def check_budgets(settings: QuantizeGguf, types: Mapping[str, Mapping[str, Any]]
     faults = []
     for entry in settings.types:
         seen = types[entry.type]
+        ratio, kl, agreement = seen["perplexity_ratio"], seen["mean_kl"], seen["top1_agreement"]
+        # Written so that a value that is not a number breaks its budget.
         limits = (
-            ("max_perplexity_ratio", seen["perplexity_ratio"], seen["perplexity_ratio"] > entry.max_perplexity_ratio),
-            ("max_mean_kl", seen["mean_kl"], seen["mean_kl"] > entry.max_mean_kl),
-            ("min_top1_agreement", seen["top1_agreement"], seen["top1_agreement"] < entry.min_top1_agreement),
+            ("max_perplexity_ratio", ratio, not ratio <= entry.max_perplexity_ratio),
+            ("max_mean_kl", kl, not kl <= entry.max_mean_kl),
+            ("min_top1_agreement", agreement, not agreement >= entry.min_top1_agreement),
         )
         faults += [
             f"{entry.type}: {key.partition('_')[2]} is {value:.6g}, {key} is {getattr(entry, key)}"

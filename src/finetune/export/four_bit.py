@@ -69,8 +69,8 @@ class FourBit:
         return values
 
     def _codes(self, rows: torch.Tensor) -> tuple[torch.Tensor, QuantState]:
-        # As one long row: on a CPU with AVX-512, bitsandbytes 0.50 dequantises a row whose length is an odd multiple
-        # of 32 with scales of its neighbour.
+        # As one long row: on a CPU with AVX-512, bitsandbytes 0.50 dequantises rows with scales of other blocks where
+        # their length is a multiple of 16 and none of 64.
         codes, state = quantize_4bit(
             rows.to(self.dtype).flatten(),
             blocksize=self.blocksize,

@@ -8,8 +8,8 @@ the larger its figure.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ Matrix = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 def collect_importance(model: Any, rows: Iterable[Mapping[str, Any]], most_rows: int | None, whole: Path) -> Matrix:
     """Mean squared inputs [columns] of every matrix in the blocks of the GGUF `whole`, by its name there.
 
-    Of the `rows` ({input_ids}) the first `most_rows` are taken; None asks for no matrix, and gives an empty one.
-    Sums are float32 within a row and float64 over rows. Raises ExportError when there are no rows, or when a matrix of
-    the GGUF has no linear layer in `model`.
+    Of the `rows` ({id, input_ids}) the `most_rows` with the first ids are taken; None asks for no matrix, and gives an
+    empty one. Sums are float32 within a row and float64 over rows. Raises ExportError when there are no rows, or when a
+    matrix of the GGUF has no linear layer in `model`.
     """
     if most_rows is None:
         return {}
@@ -48,9 +48,11 @@ def collect_importance(model: Any, rows: Iterable[Mapping[str, Any]], most_rows:
             "set quantize_gguf.importance_matrix_rows: null",
         )
     handles = [module.register_forward_pre_hook(_adder(sums[name])) for module, name in layers.items() if name in sums]
+    # The file is in the order of its sources: ids are hashes, and their order mixes them.
+    chosen = heapq.nsmallest(most_rows, rows, key=lambda row: str(row["id"]))
     tokens = 0
     try:
-        for row in progress(islice(rows, most_rows), most_rows, "row", "importance matrix"):
+        for row in progress(chosen, len(chosen), "row", "importance matrix"):
             with torch.inference_mode():
                 model(input_ids=torch.tensor([row["input_ids"]], device=model.device), use_cache=False)
             tokens += len(row["input_ids"])

@@ -44,7 +44,7 @@ class Weight:
         return rows_per_block(width, self.four_bit.rows_multiple_of(width) if self.four_bit else 1)
 
     def held_rows(self) -> HeldRows:
-        """A function that reads rows [rows, width] in float32, afresh each time."""
+        """A function that gives rows [rows, width] in float32, afresh each time: the caller may change them."""
         stored, width = self.stored, self.stored.shape[1]
 
         def as_stored(first: int, last: int) -> torch.Tensor:
@@ -115,7 +115,9 @@ def with_low_rank(weight: Weight, update: LowRank) -> Blocks:
         squares = torch.zeros(width, dtype=torch.float64)
         for first in range(0, rows, step):
             last = min(first + step, rows)
-            squares += (held(first, last) + added(first, last)).square().sum(dim=0, dtype=torch.float64)
+            values = held(first, last)
+            values += added(first, last)
+            squares += values.square().sum(dim=0, dtype=torch.float64)
         lengths = squares.sqrt().float()
 
     def compute(first: int, last: int) -> torch.Tensor:

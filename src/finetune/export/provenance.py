@@ -30,6 +30,11 @@ HUB = "https://huggingface.co/"
 TRACE = "in the repository that made this file: make lineage FILE=<this file>"
 
 
+def licence_of_all(names: Sequence[str]) -> str:
+    """The SPDX expression of works under all of these licences; a choice between two keeps its own brackets."""
+    return " AND ".join(f"({name})" if " OR " in name else name for name in sorted(set(names)))
+
+
 def describe_model(
     merged: Path, adapter: Path, base_manifest: Path, raw_manifest: Path, sections: Mapping[str, Any]
 ) -> dict[str, str | int | bool | list[str]]:
@@ -43,7 +48,7 @@ def describe_model(
     recipe = str(sections["recipe"])
     return {
         "general.finetune": recipe,
-        "general.license": " AND ".join(sorted({source["license"] for source in trained})),
+        "general.license": licence_of_all([source["license"] for source in trained]),
         **_base_keys(base),
         **_dataset_keys(trained),
         f"{PREFIX}recipe": recipe,

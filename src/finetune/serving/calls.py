@@ -12,11 +12,15 @@ from finetune.evaluation.call_parser import CLOSED_MARKERS, OPEN_MARKERS, parse_
 Chat = dict[str, Any]
 MARKERS = re.compile("|".join(re.escape(marker) for marker in [*(first for first, _ in CLOSED_MARKERS), *OPEN_MARKERS]))
 
+MARKED = re.compile("|".join(f"{re.escape(first)}.*?{re.escape(last)}" for first, last in CLOSED_MARKERS), re.DOTALL)
+# Nothing closes these: all that follows is the call.
+OPENED = re.compile("(?:" + "|".join(map(re.escape, OPEN_MARKERS)) + ").*", re.DOTALL)
+
 
 def with_tool_calls(completion: Chat, offered: set[str]) -> Chat:
     """The completion with the calls of its text as `tool_calls`, if all are of offered functions; else as it is.
 
-    What stands before the first call stays as `content`.
+    What stands around the calls stays as `content`.
     """
     choice = completion["choices"][0]
     text = choice["message"]["content"]
@@ -31,9 +35,8 @@ def with_tool_calls(completion: Chat, offered: set[str]) -> Chat:
         }
         for index, call in enumerate(calls)
     ]
-    marked = MARKERS.search(text)
-    before = text[: marked.start()].strip() if marked else ""
-    message = {**choice["message"], "content": before or None, "tool_calls": entries}
+    around = OPENED.sub("", MARKED.sub("", text)).strip() if MARKERS.search(text) else ""
+    message = {**choice["message"], "content": around or None, "tool_calls": entries}
     return {**completion, "choices": [{**choice, "message": message, "finish_reason": "tool_calls"}]}
 
 

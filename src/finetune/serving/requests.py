@@ -17,7 +17,8 @@ from finetune.export.modelfile import Modelfile
 OLLAMA_TOP_K = 40
 OLLAMA_MIN_P = 0.0
 # Keys that would change the answer and cannot be honoured; keys that no one knows are left alone, as clients send many.
-REFUSED = ("functions", "function_call", "logprobs", "top_logprobs")
+# A grammar that llama.cpp cannot read ends the process (llama-cpp-python 0.3.36), and OpenAI's interface has none.
+REFUSED = ("functions", "function_call", "logprobs", "top_logprobs", "grammar", "logit_bias")
 FROM_MESSAGES = ("messages", "tools", "tool_choice")
 
 
@@ -59,9 +60,17 @@ def read_request(body: Mapping[str, Any], settings: Modelfile, name: str) -> Cre
     except ValidationError as fault:
         first = fault.errors()[0]
         raise RequestError(first["msg"], ".".join(map(str, first["loc"]))) from None
+    _check_settings(asked)
+    return asked
+
+
+def _check_settings(asked: CreateChatCompletionRequest) -> None:
     if asked.max_tokens is not None and asked.max_tokens < 1:
         raise RequestError("max_tokens is a whole number from 1 on", "max_tokens")
-    return asked
+    if "" in (asked.stop if isinstance(asked.stop, list) else [asked.stop]):
+        raise RequestError("an empty stop would end every answer at once", "stop")
+    if asked.response_format is not None and asked.response_format.get("schema") is not None:
+        raise RequestError("a schema is not supported, json_object alone is", "response_format")
 
 
 def offered_tools(body: Mapping[str, Any]) -> list[Any]:
@@ -85,7 +94,23 @@ def read_messages(messages: Any) -> list[Message]:
     """OpenAI's messages as the turns of a record; raises RequestError for what is not text or of no known role."""
     if not isinstance(messages, list) or not messages:
         raise RequestError("messages is a list with one message at least", "messages")
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    read = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    order, ids, start = list(range(len(read))), [], 0
+    for index, message in enumerate(messages):
+        if message.get("tool_calls"):
+            ids, start = [call.get("id") for call in message["tool_calls"]], index + 1
+        elif message["role"] != "tool":
+            ids = []
+        elif ids and message.get("tool_call_id") is not None:
+            order[index] = start + _place(message["tool_call_id"], ids, f"messages[{index}].tool_call_id")
+    # Results stand in the order of their calls, as in training.
+    return [message for _, message in sorted(zip(order, read, strict=True), key=lambda pair: pair[0])]
+
+
+def _place(identifier: Any, ids: list[Any], where: str) -> int:
+    if identifier not in ids:
+        raise RequestError(f"no call before it has the id {identifier!r}", where)
+    return ids.index(identifier)
 
 
 def _message(message: Any, where: str) -> Message:

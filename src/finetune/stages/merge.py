@@ -26,7 +26,7 @@ from finetune.training.trained_on import load_trained, read_trained_on, to_devic
 from finetune.training.vocabulary import EXTENSION_FILE, read_extension
 
 PARAMS = ("seed", "cpu_threads", "merge")
-PROBES_PER_SOURCE = 2
+PROBES_PER_SOURCE, PROBE_TOKENS = 2, 256
 
 
 def run(
@@ -50,7 +50,7 @@ def run(
     counts = merging.merge_shards(weights, adapter, target, merge.dtype, extension.ids, ways[merge.onto])
     write_tokenizer(weights, tokenizer, target, EXTENSION_FILE)
     counts["size_bytes"] = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-    probes = [row["input_ids"] for row in choose_rows(_rows(split), PROBES_PER_SOURCE)]
+    probes = [row["input_ids"][:PROBE_TOKENS] for row in choose_rows(_rows(split), PROBES_PER_SOURCE)]
     probes += merging.texts_of_new_tokens(extension.ids)
     dtype, load = dtype_named(merge.compare_dtype), partial(load_trained, base, adapter, extension)
     expected = all_logits(load(four_bit if merge.onto == DEQUANTIZED else None, dtype, torch.device("cpu")), probes)

@@ -95,6 +95,13 @@ def _pin_four_bit_layers(model: Any) -> None:
             "set train_qlora.quantization.format: none to train on 16-bit weights",
         )
     for layer in layers:
+        # bitsandbytes 0.50.2 dequantises such rows wrongly with its AVX-512 kernel: 64 values share a scale.
+        if layer.weight.device.type == "cpu" and layer.in_features % 16 == 0 and layer.in_features % 64:
+            raise DeviceError(
+                f"bitsandbytes reads 4-bit rows of {layer.in_features} values wrongly on a CPU",
+                "train_qlora.quantization.format",
+                "set train_qlora.quantization.format: none, or train on a GPU",
+            )
         # bitsandbytes repacks weights for an AVX512-BF16 kernel where the processor has it, and rounds to
         # bfloat16 there: the result would depend on the processor (bitsandbytes 0.50, nn/modules.py).
         layer.support_avx512bf16_for_cpu = False

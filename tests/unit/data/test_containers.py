@@ -24,8 +24,8 @@ def texts(rows):
     [
         ("a.jsonl", ROWS),
         ("a.json", b'[{"text": "un"},\n{"text": "deux"}, {"text": 3}]'),
-        ("a.jsonl.gz", gzip.compress(ROWS)),
-        ("a.json.gz", gzip.compress(b'\n [{"text": "un"}, {"text": "deux"}, {"text": 3}]')),
+        ("a.jsonl.gz", gzip.compress(ROWS, mtime=0)),
+        ("a.json.gz", gzip.compress(b'\n [{"text": "un"}, {"text": "deux"}, {"text": 3}]', mtime=0)),
     ],
 )
 def test_json_comes_in_lines_or_in_an_array_plain_or_compressed(tmp_path, file, content):
@@ -40,13 +40,13 @@ def test_a_line_of_a_text_file_is_a_row_and_blank_ones_are_none(tmp_path):
 
 
 def test_places_in_a_compressed_file_are_those_of_its_content(tmp_path):
-    rows = parse(tmp_path, "a.jsonl.gz", gzip.compress(ROWS), TEXT)
+    rows = parse(tmp_path, "a.jsonl.gz", gzip.compress(ROWS, mtime=0), TEXT)
     assert [(row.place.line, row.place.byte_offset) for row in rows] == [(1, 0), (3, 16), (4, 33)]
     assert rows[2].original == b'{"text": 3}\n'
 
 
 def test_a_damaged_compressed_file_is_an_error_and_not_a_shorter_file(tmp_path):
-    whole = gzip.compress(ROWS)
+    whole = gzip.compress(ROWS, mtime=0)
     for content in (whole[:-9], whole[:-5] + b"\0" + whole[-4:], ROWS):
         with pytest.raises(DataError, match="the compressed file is damaged"):
             parse(tmp_path, "a.jsonl.gz", content, TEXT)
@@ -183,7 +183,7 @@ def test_a_compressed_file_is_one_chunk_as_it_can_only_be_read_from_its_start(tm
         ("a.txt.gz", ROWS, TEXT),
         ("a.gz", b"<|user|>\na\n\n<|system|>\nb\n", source("chatml")),
     ):
-        (tmp_path / file).write_bytes(gzip.compress(content))
+        (tmp_path / file).write_bytes(gzip.compress(content, mtime=0))
         (chunk,) = chunks(tmp_path, file, described)
         assert (chunk.start, chunk.end, chunk.first_line) == (0, None, 1)
         assert len(list(parse_chunk(tmp_path, chunk, described))) >= 2

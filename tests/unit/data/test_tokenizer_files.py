@@ -109,3 +109,21 @@ def test_a_template_that_says_nothing_about_training_or_is_missing_is_refused(fo
     plain.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     with pytest.raises(DataError, match=r"no \{% generation %\} tag"):
         install_templates(plain, folder)
+
+
+def test_an_answer_that_is_trained_behind_another_prompt_than_is_served_is_refused(tmp_path):
+    write_json(tmp_path / "tokenizer_config.json", {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"})
+    sound = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ 'A:\n' }}{% generation %}"
+        "{{ m.content + eos_token }}{% endgeneration %}{% else %}{{ m.role + m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'A:\n' }}{% endif %}"
+    )
+    file = tmp_path / "t.jinja"
+    file.write_text(sound, encoding="utf-8")
+    install_templates(file, tmp_path)
+    for other in ("{{ 'A:' }}{% endif %}", "{% endif %}"):
+        file.write_text(sound.replace("{{ 'A:\n' }}{% endif %}", other), encoding="utf-8")
+        with pytest.raises(
+            DataError, match=r"an answer is trained after '<s>usera.*A:\\n', and served after '<s>usera"
+        ):
+            install_templates(file, tmp_path)

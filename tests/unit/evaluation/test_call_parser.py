@@ -108,7 +108,6 @@ def test_what_looks_like_a_call_and_is_none_has_a_reason(text: str, fault: str) 
         '"name"',
         "{",
         "oui",
-        "get_price(service=",
         "(" * 10_000,
         "[" * 100_000,
         "a\0b",
@@ -119,3 +118,24 @@ def test_what_looks_like_a_call_and_is_none_has_a_reason(text: str, fault: str) 
 )
 def test_an_answer_in_words_is_no_call_and_no_fault(text: str) -> None:
     assert parse_calls(text) == Parsed((), None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "get_price(service=",
+        "[get_weather(city='Par",
+        '{"name": "get_weather", "parameters": {"city": "Par',
+        'Sure. {"name":"f","parameters":{"a":1}}',
+        '{"name": "f", "parameters": {}}; {"name": "g", "parameters": {}}',
+        "f(x={1,2})",
+        "f(x=1e999)",
+        "f(x=b'a')",
+        '<tool_call>{"name": "f", "arguments": {"x": "\\ud800"}}</tool_call>',
+        "f" + "()" * 900,
+    ],
+)
+def test_an_attempt_that_is_no_call_is_a_fault_not_restraint(text: str) -> None:
+    parsed = parse_calls(text)
+    assert parsed.calls == ()
+    assert parsed.fault is not None

@@ -44,9 +44,9 @@ def whole(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(merged: Path) -> list[dict[str, list[int]]]:
+def rows(merged: Path) -> list[dict[str, Any]]:
     ids = PreTrainedTokenizerFast.from_pretrained(merged)(" ".join(TEXTS) * 3, add_special_tokens=False).input_ids
-    return [{"input_ids": ids[start : start + 32]} for start in (0, 32, 64)]
+    return [{"id": f"r{start:02}", "input_ids": ids[start : start + 32]} for start in (0, 32, 64)]
 
 
 @pytest.fixture
@@ -54,9 +54,7 @@ def model(merged: Path) -> Any:
     return LlamaForCausalLM.from_pretrained(merged).eval()
 
 
-def test_the_figures_are_those_of_llama_cpps_own_tool(
-    model: Any, rows: list[dict[str, list[int]]], whole: Path
-) -> None:
+def test_the_figures_are_those_of_llama_cpps_own_tool(model: Any, rows: list[dict[str, Any]], whole: Path) -> None:
     matrix = collect_importance(model, rows, 3, whole)
     kinds = ("attn_k", "attn_output", "attn_q", "attn_v", "ffn_down", "ffn_gate", "ffn_up")
     assert sorted(matrix) == [f"blk.{layer}.{kind}.weight" for layer in (0, 1) for kind in kinds]
@@ -68,13 +66,13 @@ def test_the_figures_are_those_of_llama_cpps_own_tool(
     }
 
 
-def test_nothing_is_left_on_the_model(model: Any, rows: list[dict[str, list[int]]], whole: Path) -> None:
+def test_nothing_is_left_on_the_model(model: Any, rows: list[dict[str, Any]], whole: Path) -> None:
     collect_importance(model, rows, 3, whole)
     assert [name for name, module in model.named_modules() if module._forward_pre_hooks] == []
 
 
 def test_the_matrix_changes_k_types_and_says_so_in_the_file(
-    model: Any, rows: list[dict[str, list[int]]], whole: Path, tmp_path: Path
+    model: Any, rows: list[dict[str, Any]], whole: Path, tmp_path: Path
 ) -> None:
     matrix = collect_importance(model, rows, 3, whole)
     for name, changed in (("Q4_K_M", True), ("Q3_K_M", True), ("Q8_0", False), ("F16", False)):
@@ -91,16 +89,14 @@ def test_the_matrix_changes_k_types_and_says_so_in_the_file(
             assert sorted(each for each in same if "norm" not in each) == ["token_embd.weight"]
 
 
-def test_equal_matrices_give_equal_bytes(
-    model: Any, rows: list[dict[str, list[int]]], whole: Path, tmp_path: Path
-) -> None:
+def test_equal_matrices_give_equal_bytes(model: Any, rows: list[dict[str, Any]], whole: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         gguf.quantize(whole, tmp_path / name, "Q4_K_M", 1, collect_importance(model, rows, 3, whole))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_channels_that_matter_are_rounded_more_carefully(
-    model: Any, rows: list[dict[str, list[int]]], whole: Path, tmp_path: Path
+    model: Any, rows: list[dict[str, Any]], whole: Path, tmp_path: Path
 ) -> None:
     """One input channel ten times the others, in every matrix: the matrix of such a model lowers the divergence."""
     with torch.no_grad():
@@ -119,7 +115,7 @@ def test_channels_that_matter_are_rounded_more_carefully(
     assert losses[1] < 0.8 * losses[0]
 
 
-def test_a_model_whose_matrices_are_no_linear_layers_is_refused(rows: list[dict[str, list[int]]], whole: Path) -> None:
+def test_a_model_whose_matrices_are_no_linear_layers_is_refused(rows: list[dict[str, Any]], whole: Path) -> None:
     other = GPT2LMHeadModel(GPT2Config(vocab_size=512, n_positions=64, n_embd=32, n_layer=1, n_head=2))
     with pytest.raises(
         ExportError, match=r"no importance can be measured for 11 of 14 matrices, such as blk\.0\."
@@ -128,12 +124,22 @@ def test_a_model_whose_matrices_are_no_linear_layers_is_refused(rows: list[dict[
     assert caught.value.remedy == "set quantize_gguf.importance_matrix_rows: null"
 
 
-def test_no_more_rows_are_taken_than_asked_for(model: Any, rows: list[dict[str, list[int]]], whole: Path) -> None:
+def test_no_more_rows_are_taken_than_asked_for(model: Any, rows: list[dict[str, Any]], whole: Path) -> None:
     one = collect_importance(model, iter(rows), 1, whole)
     assert all(
         np.array_equal(one[name], values) for name, values in collect_importance(model, rows[:1], 9, whole).items()
     )
     assert collect_importance(model, iter(rows), None, whole) == {}
+
+
+def test_rows_are_taken_in_the_order_of_their_ids_not_of_the_file(
+    model: Any, rows: list[dict[str, Any]], whole: Path
+) -> None:
+    first, _, last = rows
+    taken = collect_importance(model, iter([last, first]), 1, whole)
+    assert all(
+        np.array_equal(taken[name], values) for name, values in collect_importance(model, [first], 1, whole).items()
+    )
 
 
 def test_no_rows_are_refused(model: Any, whole: Path) -> None:

@@ -237,6 +237,29 @@ def test_a_merge_that_loses_the_rows_is_an_error(untied_base: Path, tmp_path: Pa
         merge_shards(untied_base, adapter, tmp_path, "float32", NEW_IDS)
 
 
+@pytest.mark.parametrize("block_rows", [1, 3, 10])
+def test_rows_are_merged_in_blocks_of_any_size(
+    block_rows: int, untied_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = make_extended_adapter(untied_base, tmp_path / "adapter")
+    merge_shards(untied_base, adapter, tmp_path / "whole", "bfloat16", NEW_IDS)
+    monkeypatch.setattr("finetune.export.weights.BLOCK_VALUES", 64 * block_rows)
+    merge_shards(untied_base, adapter, tmp_path / "parts", "bfloat16", NEW_IDS)
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert torch.equal(parts[name], whole[name])
+
+
+def test_rows_that_equal_the_bases_are_an_error(tiny_base: Path, tmp_path: Path) -> None:
+    ids = (27, 28)
+    adapter = make_extended_adapter(tiny_base, tmp_path / "adapter", ids)
+    file, name = adapter / "adapter_model.safetensors", "base_model.model.model.embed_tokens"
+    held = load_file(tiny_base / "model.safetensors")["model.embed_tokens.weight"][list(ids)].float()
+    save_file({**load_file(file), f"{name}.token_adapter.trainable_tokens_delta": held}, file)
+    with pytest.raises(ExportError, match=r"the adapter changes no value of model\.embed_tokens\.weight"):
+        merge_shards(tiny_base, adapter, tmp_path / "merged", "float32", ids)
+
+
 def test_rows_for_a_base_of_another_size_are_an_error(tiny_base: Path, tmp_path: Path) -> None:
     adapter = make_extended_adapter(tiny_base, tmp_path / "adapter")
     smaller = tmp_path / "smaller"

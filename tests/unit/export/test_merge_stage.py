@@ -10,11 +10,12 @@ import pytest
 import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from finetune.errors import DataError, ExportError
 from finetune.export.four_bit import ways_to_merge
 from finetune.export.merge import each_way, merge_shards, reload
-from finetune.io import read_json, sha256_tree
+from finetune.io import read_json, sha256_tree, write_json
 from finetune.sections import Lora, Merge, Quantization
 from finetune.stages.merge import run
 from finetune.training.model import add_adapter, load_base
@@ -105,20 +106,54 @@ def test_both_ways_are_measured_whichever_is_taken(
     assert len(changed) == 7
 
 
+@pytest.fixture(scope="module")
+def uneven_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 72 and 104 values: the blocks of 64 that have one scale begin inside rows."""
+    shape = {"hidden_size": 72, "intermediate_size": 104, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=1, vocab_size=29, bos_token_id=1, eos_token_id=2))
+    return save_base(model, tmp_path_factory.mktemp("uneven"))
+
+
+@pytest.fixture(scope="module")
+def conv1d_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = {"n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 29}
+    return save_base(
+        GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=1, eos_token_id=2)), tmp_path_factory.mktemp("gpt2")
+    )
+
+
+def save_base(model: Any, folder: Path) -> Path:
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    write_json(folder / "base.json", {"kind": "scratch"})
+    return folder
+
+
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"use_rslora": True}], ids=["lora", "dora", "rslora"])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("which", ["untied_base", "uneven_base", "conv1d_base"])
 def test_a_merge_onto_dequantised_weights_is_the_live_model(
-    kind: Any, options: dict[str, bool], untied_base: Path, tmp_path: Path
+    which: str,
+    kind: Any,
+    options: dict[str, bool],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    base = request.getfixturevalue(which)
+    monkeypatch.setattr("finetune.export.weights.BLOCK_VALUES", 1000)
     quantization = Quantization(format=kind, double_quantization=kind == "nf4")
-    adapter = make_adapter(untied_base, tmp_path / "adapter", quantization, **options)
-    said = read_trained_on(adapter, untied_base)
+    targets = ["c_attn", "c_proj", "c_fc"] if which == "conv1d_base" else ["q_proj", "down_proj"]
+    adapter = make_adapter(base, tmp_path / "adapter", quantization, target_modules=targets, **options)
+    said = read_trained_on(adapter, base)
     ways = ways_to_merge(said, "dequantized")
-    live = load_trained(untied_base, adapter, KEPT, said, torch.float32, CPU)
+    live = load_trained(base, adapter, KEPT, said, torch.float32, CPU)
     with torch.inference_mode():
         expected = live(PROBE).logits
-    merge_shards(untied_base, adapter, tmp_path / "merged", "float32", [], ways["dequantized"])
-    merge_shards(untied_base, adapter, tmp_path / "plain", "float32", [])
+    merge_shards(base, adapter, tmp_path / "merged", "float32", [], ways["dequantized"])
+    merge_shards(base, adapter, tmp_path / "plain", "float32", [])
 
     def distance(model: Any) -> float:
         with torch.inference_mode():
@@ -127,7 +162,7 @@ def test_a_merge_onto_dequantised_weights_is_the_live_model(
     merged, plain = (reload(tmp_path / name, torch.float32) for name in ("merged", "plain"))
     assert distance(merged) < 1e-5
     assert distance(plain) > 1e-2
-    for way, model in each_way(merged, ways, "dequantized", untied_base, adapter, "float32", []):
+    for way, model in each_way(merged, ways, "dequantized", base, adapter, "float32", []):
         found = distance(model)
         assert found < 1e-5 if way == "dequantized" else found == distance(plain)
 

@@ -48,6 +48,10 @@ def server(folder: Path) -> Iterator[Server]:
         ({"max_completion_tokens": 0}, 400, "max_tokens", "from 1 on"),
         ({"n": 2}, 400, "n", "one answer at a time"),
         ({"logprobs": True}, 400, "logprobs", "not supported"),
+        ({"grammar": "root ::= nosuch"}, 400, "grammar", "not supported"),
+        ({"logit_bias": {"99999999": 1}}, 400, "logit_bias", "not supported"),
+        ({"stop": ["a", ""]}, 400, "stop", "empty stop"),
+        ({"response_format": {"type": "json_object", "schema": {"type": "nosuch"}}}, 400, "response_format", "schema"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

@@ -19,7 +19,8 @@ SPLIT = {"validation_share": 0.2, "test_share": 0.2, "pack_tokens": 64}
 TRAINED = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<' + m.role + '>' }}"
-    "{% generation %}{{ m.content + eos_token }}{% endgeneration %}{% endfor %}"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token }}{% endgeneration %}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 

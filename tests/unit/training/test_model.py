@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune.errors import DataError, DeviceError
 from finetune.io import sha256_file, write_json
@@ -67,3 +68,17 @@ def test_what_a_cpu_cannot_do_exactly_is_refused(key: str, value: str, message: 
     check_hardware(settings, CPU)
     with pytest.raises(DeviceError, match=message):
         check_hardware(settings.model_copy(update={key: value}), CPU)
+
+
+@pytest.mark.parametrize(("width", "message"), [(96, "4-bit rows of 96 values wrongly on a CPU"), (128, "")])
+def test_rows_that_bitsandbytes_reads_wrongly_on_a_cpu_are_refused(tmp_path: Path, width: int, message: str) -> None:
+    shape = {"hidden_size": width, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=64, **shape)).save_pretrained(tmp_path)
+    write_json(tmp_path / "base.json", {"kind": "scratch"})
+    nf4 = Quantization(format="nf4", double_quantization=True)
+    cpu = torch.device("cpu")
+    if message:
+        with pytest.raises(DeviceError, match=message):
+            load_base(tmp_path, nf4, torch.float32, cpu)
+    else:
+        assert four_bit_layers(load_base(tmp_path, nf4, torch.float32, cpu)) == 7

@@ -137,6 +137,7 @@ def install_templates(template: Path, folder: Path) -> None:
     tools = TOOLS if writes_tools(training_template) else None
     for number, probe in enumerate(PROBES):
         turns: list[Turn] = [{"role": role, "content": content} for role, content in probe]
+        plain = list(turns)
         if number == 0 and writes_tool_calls(training_template):
             turns.append({"role": "assistant", "content": "", "tool_calls": CALLS})
         # Some families refuse system messages; every template writes a question and its answer.
@@ -153,8 +154,24 @@ def install_templates(template: Path, folder: Path) -> None:
                     template,
                     "put nothing but {% generation %} and {% endgeneration %} in those tags",
                 )
+        for offered in (None, tools) if number == 0 else (None,):
+            _check_prompts(training_template, plain, offered, template)
     write_text(folder / TRAINING_TEMPLATE, source)
     write_text(folder / SERVING_TEMPLATE, serving)
+
+
+def _check_prompts(chat: ChatTemplate, turns: Sequence[Turn], tools: Any, template: Path) -> None:
+    """Raise DataError unless each answer is trained behind just the prompt that a server builds for it."""
+    whole = render(chat, turns, template, tools=tools)
+    answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
+    for index, (start, _) in zip(answers, whole.spans, strict=False):
+        prompt = render(chat, turns[:index], template, add_generation_prompt=True, tools=tools).text
+        if prompt != whole.text[:start]:
+            raise DataError(
+                f"an answer is trained after {whole.text[:start]!r}, and served after {prompt!r}",
+                template,
+                "write the same text before {% generation %} as under `if add_generation_prompt`",
+            )
 
 
 def _accepts(template: ChatTemplate, turns: Sequence[Turn]) -> bool:
