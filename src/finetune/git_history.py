@@ -28,6 +28,8 @@ COMMIT = re.compile(r"[0-9a-f]{7,64}")
 GGUF_PATH = "models/gguf/model-{type}.gguf"
 # The last stage writes a version, not a model, and depends on the registry.
 REGISTER = "register"
+# DVC ends the hash of a folder with it.
+FOLDER = ".dir"
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,34 @@ def _changed(root: Path, commit: str) -> Iterator[str]:
     stages = [stage for name, stage in lock["stages"].items() if name != REGISTER]
     entries = [entry for stage in stages for entry in (*stage.get("deps", []), *stage.get("outs", []))]
     wanted = {entry["path"]: entry.get("md5", "") for entry in entries if entry["path"] in there}
-    held = _md5_of(root, commit, sorted(wanted))
+    folders = {
+        entry["path"]: {path.removeprefix(f"{entry['path']}/"): path for path in there if _below(path, entry["path"])}
+        for entry in entries
+        if entry.get("md5", "").endswith(FOLDER)
+    }
+    # A folder that git holds nothing of is an out: its content is DVC's to keep.
+    wanted |= {entry["path"]: entry["md5"] for entry in entries if folders.get(entry["path"])}
+    inside = {path for files in folders.values() for path in files.values()}
+    held = _md5_of(root, commit, sorted({*wanted, *inside} & there))
+    held |= {
+        path: _md5_of_folder({name: held[file] for name, file in files.items()}) for path, files in folders.items()
+    }
     yield from (path for path in sorted(wanted) if held[path] != wanted[path])
     used = {key: value for stage in stages for key, value in stage.get("params", {}).get(PARAMS_FILE, {}).items()}
     yield from (f"{PARAMS_FILE}: {key}" for key, value in sorted(used.items()) if _at(params, key) != value)
+
+
+def _below(path: str, folder: str) -> bool:
+    return path.startswith(f"{folder}/")
+
+
+def _md5_of_folder(hashes: Mapping[str, str]) -> str:
+    """DVC's hash of a folder, from its files' names and hashes (dvc-data, hashfile/tree.py)."""
+    listed = [
+        {"md5": digest, "relpath": name} for name, digest in sorted(hashes.items(), key=lambda item: item[0].split("/"))
+    ]
+    content = json.dumps(listed, sort_keys=True).encode()
+    return hashlib.md5(content, usedforsecurity=False).hexdigest() + FOLDER
 
 
 def _md5_of(root: Path, commit: str, paths: Sequence[str]) -> dict[str, str]:

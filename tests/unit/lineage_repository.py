@@ -15,6 +15,7 @@ from gguf import GGUFWriter
 from finetune import origin
 
 DIGEST = "0" * 64
+SAMPLE_MD5 = "987a1b4d7bf340132bb13dc87b929cb5.dir"
 SOURCE = {
     "name": "chats é\x1b[31m",
     "use": "training",
@@ -78,6 +79,8 @@ def lock(folder: Path, epochs: int = 5) -> None:
     """A dvc.lock of one stage that read train.py and wrote the metrics, as they lie there now."""
     deps = [{"path": "train.py", "hash": "md5", "md5": md5((folder / "train.py").read_text())}]
     deps.append({"path": "data/raw", "hash": "md5", "md5": "ff.dir"})
+    # The hash that DVC 3.67 gave this folder: a.txt with "a", and b/c.txt with "c".
+    deps.append({"path": "sample", "hash": "md5", "md5": SAMPLE_MD5})
     metrics = "metrics/quantize_gguf.json"
     outs = [{"path": metrics, "hash": "md5", "md5": md5((folder / metrics).read_text())}]
     params = {"params.yaml": {"seed": 42, "train_qlora.epochs": epochs}}
@@ -104,6 +107,9 @@ def make_repository(folder: Path, made: Path) -> None:
     (folder / "params.yaml").write_text(PARAMS)
     (folder / "train.py").write_text("# train\n")
     (folder / "Makefile").write_text(MAKEFILE)
+    (folder / "sample/b").mkdir(parents=True)
+    (folder / "sample/a.txt").write_text("a")
+    (folder / "sample/b/c.txt").write_text("c")
     (folder / "made.bin").write_bytes(made.read_bytes())
     (folder / "metrics/quantize_gguf.json").write_text('{"types": {}}')
     lock(folder)

@@ -162,3 +162,11 @@ def test_outside_a_repository_it_says_so(
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     assert "not a git repository, so no commit can be found" in refusal(capsys, made)
+
+
+def test_a_tracked_folder_that_differs_from_dvc_lock_is_named(
+    repository: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "sample/b/c.txt").write_text("changed")
+    commit(repository, "Train on other data than dvc.lock says")
+    assert "tree        CHANGED: dvc.lock names another content of sample" in shown(capsys, str(made)).splitlines()

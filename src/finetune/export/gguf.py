@@ -57,6 +57,23 @@ def check_disk(parameters: int, whole_bits: int, types: Sequence[str], folder: P
         )
 
 
+def reference_dtype(parameters: int, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """How the merged model is held to measure the files beside it: float32 on a CPU, its own dtype on a GPU.
+
+    Raises ExportError, before hours of work, when a CPU's free memory cannot hold it.
+    """
+    if device.type != "cpu":
+        return dtype
+    needed_bytes, free_bytes = parameters * torch.float32.itemsize, free_memory_bytes()
+    if free_bytes < needed_bytes:
+        raise ExportError(
+            f"the merged model needs {needed_bytes:,} bytes of memory in float32, and {free_bytes:,} are free",
+            "quantize_gguf",
+            "run the stage on a machine with a GPU or with more memory",
+        )
+    return torch.float32
+
+
 @contextmanager
 def whole_gguf(merged: Path, folder: Path, dtype: str, name: str, metadata: KeyValues) -> Iterator[Path]:
     """Convert `merged` into one GGUF in its own dtype inside `folder`, and remove it at the end of the block.

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.data.row_groups import read_batches
@@ -51,7 +50,7 @@ def run(
     dtype, words = read_json(merged / "config.json")["dtype"], AutoTokenizer.from_pretrained(merged)
     files = gguf.plan_files(target, settings, count_parameters(merged), 8 * dtype_named(dtype).itemsize)
     origin, place = describe_model(merged, adapter, base_manifest, raw_manifest, sections), {"": choose_device()}
-    held = torch.float32 if place[""].type == "cpu" else dtype_named(dtype)
+    held = gguf.reference_dtype(count_parameters(merged), dtype_named(dtype), place[""])
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=held, device_map=place, local_files_only=True).eval()
     with gguf.whole_gguf(merged, target, dtype, f"finetune-{sections['recipe']}", origin) as whole:
         prove_vocabulary(merged, whole)

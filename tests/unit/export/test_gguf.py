@@ -214,3 +214,10 @@ def test_too_small_a_disk_is_refused(tmp_path: Path) -> None:
     gguf.check_disk(1_000_000, 16, ["Q8_0"], tmp_path)
     with pytest.raises(ExportError, match=r"the GGUF files need about [\d,]+ bytes, and [\d,]+ are free"):
         gguf.check_disk(10**15, 16, ["Q8_0", "Q4_K_M"], tmp_path)
+
+
+def test_a_merged_model_that_memory_cannot_hold_is_refused() -> None:
+    assert gguf.reference_dtype(1000, torch.bfloat16, torch.device("cpu")) == torch.float32
+    assert gguf.reference_dtype(10**15, torch.bfloat16, torch.device("cuda")) == torch.bfloat16
+    with pytest.raises(ExportError, match=r"needs 4,000,000,000,000,000 bytes of memory in float32"):
+        gguf.reference_dtype(10**15, torch.bfloat16, torch.device("cpu"))
