@@ -58,6 +58,7 @@ NOT_HERE = (
     ".tools",
     "mlflow.db",
     "dvc_plots",
+    "report",
     "recipes/mine",
     "data/mine",
     "chat_template.jinja",

@@ -13,7 +13,8 @@ from finetune.io import read_json, sha256_tree, write_json, write_text
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' }}"
-    "{% generation %}{{ m.content + eos_token }}{% endgeneration %}{% endfor %}"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token }}{% endgeneration %}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 FLAGS = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
 SPECIAL = ["<|reserved_0|>", "<|reserved_1|>"]
