@@ -11,7 +11,7 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from finetune.io import write_json  # noqa: E402
 
@@ -63,3 +63,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untied_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny base model with an output layer of its own."""
     return make_base(tmp_path_factory.mktemp("untied"), tied=False)
+
+
+@pytest.fixture(scope="session")
+def conv1d_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-2 in bfloat16, whose layers hold their weights as [in, out]."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    torch.manual_seed(3)
+    shape = {"n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 29}
+    GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=1, eos_token_id=2)).to(torch.bfloat16).save_pretrained(folder)
+    write_json(folder / "base.json", {"kind": "scratch"})
+    return folder

@@ -20,6 +20,7 @@ from finetune.export import converter, quantizer
 from finetune.export.child import run_module, sigterm_as_exit
 from finetune.export.converter import KeyValues
 from finetune.export.gguf_types import PLAIN_TYPES, check_quantized, tensor_types
+from finetune.export.memory import free_memory_bytes
 from finetune.io import replacing
 from finetune.log import progress_bar
 from finetune.sections import QuantizeGguf
@@ -162,12 +163,6 @@ def memory_groups(files: Mapping[str, Path], context_tokens: int, vocabulary: in
         groups[-1][name] = file
         left_bytes -= needed_bytes
     return groups
-
-
-def free_memory_bytes() -> int:
-    """Memory that new work can take without swapping (MemAvailable of /proc/meminfo)."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def opened_groups(

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune.errors import ExportError
 from finetune.export.four_bit import FourBit
+from finetune.export.memory import free_memory_bytes
 from finetune.export.merge_plan import planned
 from finetune.export.merged_files import write_config, write_index
 from finetune.export.weights import Planned, Workers, count_parameters, write_file
@@ -35,8 +36,7 @@ def check_memory(base: Path, dtype: str, beside_bytes: int) -> None:
     `beside_bytes`: for each parameter, what is held beside the model in `dtype`.
     """
     needed_bytes = count_parameters(base) * (getattr(torch, dtype).itemsize + beside_bytes)
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
-    free_bytes = int(fields["MemAvailable"].split()[0]) * 1024
+    free_bytes = free_memory_bytes()
     if free_bytes < needed_bytes:
         raise ExportError(
             f"the comparison in {dtype} needs {needed_bytes:,} bytes of memory, and {free_bytes:,} are free",

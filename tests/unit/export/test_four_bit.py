@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +7,9 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from finetune.errors import ExportError
 from finetune.export.four_bit import DEQUANTIZED, ORIGINAL, FourBit, ways_to_merge
-from finetune.io import write_json
 from finetune.sections import Quantization
 from finetune.training.model import load_base
 from finetune.training.trained_on import describe
@@ -29,16 +26,6 @@ def by_rows(four_bit: FourBit, weight: torch.Tensor, step: int) -> torch.Tensor:
     starts = range(0, rows, step)
     values = four_bit.by_rows((weight[first : first + step] for first in starts), width)
     return torch.cat([values(weight[first : first + step], first) for first in starts])
-
-
-@pytest.fixture(scope="module")
-def conv1d_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gpt2")
-    torch.manual_seed(3)
-    shape = {"n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 29}
-    GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=1, eos_token_id=2)).to(torch.bfloat16).save_pretrained(folder)
-    write_json(folder / "base.json", {"kind": "scratch"})
-    return folder
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM
 
 from finetune.errors import ExportError
 from finetune.export import weights
@@ -145,16 +145,6 @@ def test_a_saved_norm_that_training_left_as_it_was_is_no_error(tiny_base: Path, 
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file({**tensors, "base_model.model.model.norm.weight": torch.ones(64)}, adapter / "adapter_model.safetensors")
     assert merged_by(tiny_base, adapter, tmp_path / "merged")["changed_tensors"] == 2
-
-
-@pytest.fixture(scope="module")
-def conv1d_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gpt2")
-    torch.manual_seed(3)
-    shape = {"n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 29}
-    GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=1, eos_token_id=2)).to(torch.bfloat16).save_pretrained(folder)
-    write_json(folder / "base.json", {"kind": "scratch"})
-    return folder
 
 
 @pytest.mark.parametrize("block_values", [1, 100, 1000])
