@@ -1,7 +1,7 @@
 # Everything a person types here; `make` alone lists it. Settings: PYTHON, TORCH, NAME (below), and the environment.
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup repro register recipe pin summary report plots lineage chat serve ollama mlflow test gpu-test lint format image clean-tools
+.PHONY: help setup doctor repro register recipe pin summary report plots lineage chat serve ollama mlflow test gpu-test lint format image clean-tools
 
 # Used when .venv is made. TORCH=cpu takes PyTorch's CPU build; empty takes pip's choice (CUDA 13.0 on Linux).
 PYTHON ?= python3
@@ -35,13 +35,16 @@ setup: ## make .venv and .tools (TORCH=cpu: CPU build of torch; PYTHON=python3.1
 	echo "  remedy: install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; \
 	exit 1
 
+doctor: setup ## check what stops or spoils a run of params.yaml, before it starts (CARD_GIB=24: for a card of 24 GiB; JSON=1)
+	@python -m finetune.doctor $(if $(CARD_GIB),--card-gib "$(CARD_GIB)") $(if $(JSON),--json)
+
 repro: setup ## run every stage whose inputs changed, then show what was made
-	@python -m dvc repro
+	@python -m finetune.doctor.repro
 	@python -m finetune.run_report
 	@python -m finetune.summary
 
 register: setup ## run the register stage again, also when nothing changed (a new MLflow server)
-	@python -m dvc repro --single-item --force register
+	@python -m finetune.doctor.repro --single-item --force register
 
 recipe: setup ## check recipes/NAME/params.yaml and copy it over params.yaml (NAME=smoke)
 	@test -n "$(NAME)" || { echo "recipe: name one: make recipe NAME=smoke" >&2; ls -d recipes/*/ >&2; exit 1; }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run a command in the mounted repository: one pipeline at a time, never as root, no lock left by a killed run.
+# Run a command in the mounted repository: one pipeline at a time, never as root. What a killed run left behind is
+# cleared by finetune.doctor.repro, which sees this lock as its own.
 set -euo pipefail
 
 stop() {
@@ -24,7 +25,4 @@ mkdir -p .dvc/tmp "$DVC_SITE_CACHE_DIR"
 
 exec 9>.dvc/tmp/pipeline.flock
 flock --nonblock 9 || stop "another container is running the pipeline here" "wait for it, or stop it with docker stop"
-# Nobody holds it, since the lock above is ours. DVC frees it by PID, and a low PID always exists in a container.
-rm -f .dvc/tmp/rwlock
-
 exec "$@"

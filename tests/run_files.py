@@ -10,7 +10,7 @@ from typing import Any
 from finetune.io import write_csv, write_json, write_jsonl, write_text
 from finetune.lineage import Outputs
 from finetune.params import load_params
-from finetune.run_report.facts import SPEED_FILE, RunFacts, read_facts
+from finetune.run_report.facts import RUN_CARD_FILE, SPEED_FILE, RunFacts, read_facts
 
 RECIPE = Path(__file__).parents[1] / "recipes/smoke/params.yaml"
 LOG_COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "gradient_norm", "trained_tokens")
@@ -147,6 +147,47 @@ SPEED = {
     }
     for name, sha256 in (("F16", "f1"), ("Q8_0", "81"), ("Q4_K_M", "00"))
 }
+RUN_CARD: dict[str, Any] = {
+    "hardware": {
+        "system": "Linux x86_64",
+        "cpu": {"model": "Test CPU", "physical_cores": 8, "usable_threads": 16},
+        "memory_bytes": 128 << 30,
+        "gpus": [
+            {
+                "name": "Test GPU",
+                "memory_bytes": 139 << 30,
+                "compute_capability": "9.0",
+                "peak_allocated_bytes": 61 << 30,
+            }
+        ],
+        "driver": "570.1",
+        "cuda": "13.0",
+    },
+    "libraries": {"python": "3.11.7", "torch": "2.13.0"},
+    "environment": {},
+    "seed": 42,
+    "sha256": {"adapter": "a" * 64, "split": "b" * 64},
+    "started": "2026-01-02T03:04:05+00:00",
+    "ended": "2026-01-02T04:04:05+00:00",
+    "steps": 365,
+    "trained_tokens": 77170,
+    "skipped_steps": 2,
+    "processes": 1,
+    "micro_batch_rows": 8,
+    "attention": "varlen",
+    "deterministic": True,
+    "device": "cuda",
+    "seconds": 3598.4,
+    "resumes": 3,
+    "tokens_per_s": 12543.2,
+    "energy_wh": 612.345,
+    "telemetry": {
+        "gpu_0_power_usage_watts": {"mean": 613.2, "p95": 690.0, "max": 701.4},
+        "tokens_per_second": {"mean": 12540.0, "p95": 12900.0, "max": 13001.0},
+    },
+    "git_commit": "12" * 20,
+    "git_dirty": "true",
+}
 
 
 def metrics() -> dict[str, Any]:
@@ -176,7 +217,8 @@ def write_run(root: Path, numbers: dict[str, Any]) -> None:
     write_csv(root / "plots/train_log.csv", LOG_COLUMNS, rows)
     pareto = [("F16", "yes"), ("Q8_0", "yes"), ("Q4_K_M", "no")]
     write_csv(root / "plots/quantization.csv", ("type", "pareto"), pareto)
-    write_json(root / ".cache/speed.json", SPEED)
+    write_json(root / SPEED_FILE, SPEED)
+    write_json(root / RUN_CARD_FILE, RUN_CARD)
     write_text(root / "dvc.lock", "schema: '2.0'\nstages:\n  fetch: {cmd: x}\n")
     write_text(root / "dvc.yaml", "stages: {}\n")
     shutil.copy(RECIPE, root / "params.yaml")
@@ -207,5 +249,6 @@ def read(root: Path, **tags: str) -> RunFacts:
         "samples": root / "data/evaluation/samples.jsonl",
         "quantized_samples": root / "data/quantization/samples.jsonl",
         "speed": root / SPEED_FILE,
+        "run_card": root / RUN_CARD_FILE,
     }
     return read_facts(outputs_of(root), load_params(root / "params.yaml"), tags={**TAGS, **tags}, **files)

@@ -1,6 +1,6 @@
 """stage outputs, params.yaml, dvc.lock, git -> hashes, tags and flat figures of a registered version.
 
-Imports no mlflow: what is recorded is decided here, where it is recorded in tracking.py.
+Imports no mlflow: what is recorded is decided here, where it is recorded in tracking/.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def shown_uri() -> str:
 
 def first_line(fault: BaseException) -> str:
     """The start of an error's message as it may be printed, or the error's name where it has none."""
-    return without_passwords((str(fault).strip() or type(fault).__name__).splitlines()[0])[:200]
+    # SQLAlchemy puts a hint of its own above what the database said.
+    lines = [line for line in str(fault).strip().splitlines() if not line.startswith("(raised as a result of")]
+    return without_passwords(lines[0] if lines else type(fault).__name__)[:200]
 
 
 def new_source(known: Mapping[str, str], present: Mapping[str, str]) -> dict[str, str]:

@@ -86,15 +86,15 @@ def origin_of_file(path: Path, root: Path) -> Origin:
 
 def origin_of_version(name: str, root: Path) -> Origin:
     """Read a registered version, `name@alias` or `name/number`; raises TrackingError when there is none such."""
-    from finetune import tracking
+    from finetune.tracking.client import PATIENT, connect, refusals
 
     model, _, alias = name.removeprefix("models:/").partition("@")
     model, _, number = model.partition("/")
     if not model or bool(alias) == bool(number):
         remedy = "make lineage VERSION=finetune-smoke@challenger, or VERSION=finetune-smoke/1"
         raise TrackingError("a version is name@alias or name/number", name, remedy)
-    client = tracking.connect(tracking.PATIENT)
-    with tracking.refusals():
+    client = connect(PATIENT)
+    with refusals():
         entry = client.get_model_version_by_alias(model, alias) if alias else client.get_model_version(model, number)
         run = client.get_run(entry.run_id)
     tags = dict(entry.tags)

@@ -26,8 +26,8 @@ from finetune.sections import (
     Register,
     ScratchModel,
     Section,
-    TrainQlora,
 )
+from finetune.training_sections import TrainQlora
 
 
 class Params(Section):

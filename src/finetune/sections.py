@@ -73,46 +73,6 @@ class Base(Section):
     scratch: ScratchModel | None
 
 
-class Quantization(Section):
-    """How the frozen base is held: bitsandbytes NF4 or FP4 in blocks, or 16/32 bit with `format: none`."""
-
-    format: Literal["nf4", "fp4", "none"]
-    double_quantization: bool
-
-
-class Lora(Section):
-    """The adapter; `target_modules` are names of linear layers."""
-
-    rank: Positive
-    alpha: Positive
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    use_dora: bool
-    use_rslora: bool
-    target_modules: Annotated[list[str], Field(min_length=1)]
-
-
-class TrainQlora(Section):
-    """The optimisation. Steps are optimizer steps; `warmup_share` is a share of all steps."""
-
-    quantization: Quantization
-    compute_dtype: Literal["float32", "bfloat16", "float16"]
-    lora: Lora
-    epochs: Positive
-    micro_batch_rows: Positive
-    gradient_accumulation_steps: Positive
-    learning_rate: Annotated[float, Field(gt=0, le=1)]
-    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"]
-    warmup_share: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: Annotated[float, Field(ge=0, le=1)]
-    max_gradient_norm: Annotated[float, Field(gt=0)]
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "paged_adamw_8bit", "adamw_8bit"]
-    gradient_checkpointing: bool
-    log_every_steps: Positive
-    evaluate_every_steps: Positive
-    save_every_steps: Positive
-    keep_checkpoints: Positive
-
-
 class ToolCallSet(Section):
     """Questions with functions to call, in the form of the Berkeley leaderboard; paths relative to the folder.
 

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
 
+TRACKING = {f"finetune.tracking{name}" for name in ("", ".client", ".mirror", ".registry", ".sender", ".tail")}
 # Modules that cannot change a result: messages, and params, whose values DVC tracks by themselves.
 EXEMPT = {
     "finetune",
@@ -23,16 +24,21 @@ EXEMPT = {
     "finetune.data_sections",
     "finetune.mix_sections",
     "finetune.source_sections",
+    "finetune.training_sections",
     # MLflow mirrors results and makes none, but for the stage that registers them.
-    "finetune.tracking",
+    *TRACKING,
     "finetune.lineage",
+    # What the machine was and did while it trained.
+    "finetune.hardware",
+    "finetune.machine_card",
+    "finetune.telemetry",
     "finetune.stages._main",
     "finetune.data",
     "finetune.training",
     "finetune.evaluation",
     "finetune.export",
 }
-MIRROR = {"finetune.tracking", "finetune.lineage"}
+MIRROR = {*TRACKING, "finetune.lineage"}
 # Runs llama.cpp's converter, which comes out of the source archive.
 CONVERTER = SOURCE / "finetune/export/converter.py"
 PIN_FILES = ("data", "train", "export", "pipeline")

@@ -33,6 +33,10 @@ where it splits words at blanks; recall {recall}, precision {precision} | D |
 | {corpus_mb} MB of chat through clean, tokenizer, tokenize and split | largest process {corpus_peak} GiB | Y |
 | merging {merge_gb} GB of weights, beside a plain copy of them | \
 {merge_copy}× its time, {merge_peak} GB of memory (PEFT: {peft_copy}×, {peft_peak} GB) | R |
+| QLoRA runs killed in epoch 1 and 2 and started again, beside a run that was not | \
+{resumed} of {kills} end in equal bytes (TRL: {trl_resumed}, weights off by {trl_drift}) | K |
+| a newest checkpoint damaged in {damages} ways, a good one before it | \
+{survived} end in equal bytes (TRL: {trl_crashed} crash, {trl_silent} go on with a wrong state) | K |
 """,
     "README.fr.md": """\
 | mesure | valeur | source |
@@ -57,13 +61,17 @@ where it splits words at blanks; recall {recall}, precision {precision} | D |
 {corpus_peak}\xa0Gio | Y |
 | fusion de {merge_gb}\xa0Go de poids, face à leur simple copie | {merge_copy} fois son temps, {merge_peak}\xa0Go de \
 mémoire (PEFT\xa0: {peft_copy} fois, {peft_peak}\xa0Go) | R |
+| entraînements QLoRA tués aux époques 1 et 2 puis relancés, face à un entraînement sans arrêt | \
+{resumed} sur {kills} donnent les mêmes octets (TRL\xa0: {trl_resumed}, poids écartés de {trl_drift}) | K |
+| dernier point de reprise abîmé de {damages} façons, le précédent intact | \
+{survived} donnent les mêmes octets (TRL\xa0: {trl_crashed} plantent, {trl_silent} continuent d’un état faux) | K |
 """,
 }
 SOURCES = {
     **{"C": "metrics/clean", "E": "metrics/evaluate", "M": "metrics/merge", "Q": "metrics/quantize_gguf"},
     **{"O": "metrics/ollama_modelfile", "B": "benchmarks/pipeline_cost", "P": "benchmarks/prepare_rows"},
     **{"D": "benchmarks/clean_dedup", "T": "benchmarks/bpe_train", "Y": "benchmarks/data_memory"},
-    "R": "benchmarks/merge_shards",
+    **{"R": "benchmarks/merge_shards", "K": "benchmarks/train_resume"},
 }
 
 
@@ -89,6 +97,22 @@ def figures() -> dict[str, str]:
         "alike": f"{round(served['parity'] * served['chats']):,}",
         **{"wall": f"{cost['wall_s']:.0f}", "cores": f"{cost['cores']}", "peak": f"{cost['peak_rss_gib']:.2f}"},
         **data_figures(),
+        **resume_figures(),
+    }
+
+
+def resume_figures() -> dict[str, str]:
+    ours, trl = (loaded("benchmarks/train_resume.json")["ways"][name] for name in ("ours", "trl"))
+    kills = ("resume_epoch_1", "resume_epoch_2")
+    ends = [each["outcome"] for each in trl["torn"].values()]
+    return {
+        **{"kills": f"{len(kills)}", "resumed": f"{sum(ours[kill]['equal_bytes'] for kill in kills)}"},
+        "trl_resumed": f"{sum(trl[kill]['equal_bytes'] for kill in kills)}",
+        "trl_drift": f"{max(trl[kill]['max_abs_difference'] for kill in kills):.4f}",
+        "damages": f"{len(ours['torn'])}",
+        "survived": f"{sum(each['outcome'].startswith('equal') for each in ours['torn'].values())}",
+        "trl_crashed": f"{ends.count('crashed')}",
+        "trl_silent": f"{sum('silently' in end for end in ends)}",
     }
 
 

@@ -32,6 +32,7 @@ PROVEN_BY = {
     "repro": "test_the_committed_bytes_come_out_again",
     "summary": "test_the_summary_ends_with_the_command_to_type",
     "plots": "test_plots_are_drawn",
+    "doctor": "test_doctor_of_a_fresh_clone_finds_no_fault",
     "report": "test_make_report_writes_the_same_page_again",
     "lineage": "test_lineage_of_a_copied_file_names_the_commit_and_the_commands",
     "serve": "test_documented_commands_run",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from training_settings import make_lora, make_settings
 
-from finetune.sections import Lora, Quantization, TrainQlora
 from finetune.training import loop
 from finetune.training.device import check_hardware, choose_device, make_deterministic
 from finetune.training.model import add_adapter, four_bit_layers, load_base
@@ -21,21 +21,10 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: run `make gpu-test` on a GPU host"),
 ]
 
-SETTINGS = TrainQlora(
-    quantization=Quantization(format="nf4", double_quantization=True),
+SETTINGS = make_settings(
     compute_dtype="bfloat16",
-    lora=Lora(rank=8, alpha=16, dropout=0.0, use_dora=False, use_rslora=False, target_modules=["q_proj", "down_proj"]),
-    epochs=2,
-    micro_batch_rows=2,
-    gradient_accumulation_steps=1,
-    learning_rate=0.03,
-    scheduler="cosine",
-    warmup_share=0.1,
-    weight_decay=0.0,
-    max_gradient_norm=1.0,
-    optimizer="adamw_torch_fused",
-    gradient_checkpointing=False,
-    log_every_steps=1,
+    lora=make_lora(rank=8, alpha=16, target_modules=["q_proj", "down_proj"]),
+    attention="auto",
     evaluate_every_steps=100,
     save_every_steps=100,
     keep_checkpoints=1,
@@ -52,7 +41,15 @@ def train(base: Path, tokenizer: Any, folder: Path) -> tuple[list[Any], str]:
     ids = [1, *range(3, 29), 2]
     rows = Dataset.from_list([{"input_ids": ids, "labels": [-100, *ids[1:]], "seq_lengths": [28]} for _ in range(20)])
     entries = loop.train(
-        model, tokenizer, rows, SETTINGS, seed=5, folder=folder, validate=lambda model: 0.0, mirror=lambda *_: None
+        model,
+        tokenizer,
+        rows,
+        SETTINGS,
+        seed=5,
+        folder=folder,
+        validate=lambda model: 0.0,
+        begin=lambda step: None,
+        seen=lambda *_: None,
     )
     weights = [p.detach().cpu().numpy().tobytes() for p in model.parameters() if p.requires_grad]
     return entries, hashlib.sha256(b"".join(weights)).hexdigest()

@@ -72,10 +72,11 @@ def shrink(content: dict[str, Any], local_dir: str) -> dict[str, Any]:
     training |= {
         "compute_dtype": "float32",
         "epochs": 1,
+        "batch_rows": 2,
         "micro_batch_rows": 1,
-        "gradient_accumulation_steps": 2,
         "optimizer": "adamw_torch_fused",
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": "none",
+        "attention": "sdpa",
         "evaluate_every_steps": 1000,
         "save_every_steps": 1000,
         "log_every_steps": 1,

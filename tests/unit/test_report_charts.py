@@ -9,6 +9,7 @@ from finetune.run_report.charts import (
     Dot,
     Range,
     Tick,
+    curve_plot,
     funnel_bars,
     log_steps,
     loss_plot,
@@ -62,6 +63,14 @@ def test_a_loss_curve_lies_between_its_axes() -> None:
         ("validation", "50,33.33"),
     ]
     assert plot.dots == (Dot(50, 33.33, "", "held"),)
+
+
+def test_a_learning_rate_begins_at_zero_and_keeps_its_digits() -> None:
+    curves = {1: {"learning_rate": 0.0}, 2: {"learning_rate": 0.0002}, 4: {"learning_rate": 0.0001}}
+    plot = curve_plot(curves, "learning_rate", "learning rate")
+    assert [tick.label for tick in plot.y_ticks] == ["0", "0.00005", "0.0001", "0.00015", "0.0002"]
+    assert [(line.name, line.points) for line in plot.lines] == [("learning rate", "25,100 50,0 100,50")]
+    assert [line.points for line in curve_plot({}, "gradient_norm", "gradient norm").lines] == [""]
 
 
 def test_a_run_without_a_logged_step_has_empty_curves() -> None:

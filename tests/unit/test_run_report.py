@@ -114,6 +114,10 @@ def test_the_page_is_never_the_place_of_the_data_texts_code(facts: RunFacts) -> 
         "original the one that was exported 0.00123 98.8 % dequantized 0.000456 99.1 %",
         "chats with equal token ids 72 of 72 who builds the prompt Ollama's Go TEMPLATE",
         "answers stop at </s>",
+        "processor Test CPU, 16 threads, 128 GiB GPU Test GPU, 139 GiB, 61.0 GiB held at most driver, CUDA 570.1, 13.0",
+        "kernels attention varlen, refusing kernels that depend on timing micro-batch 8 packed rows started",
+        "time 3,598 s speed 12,543 tokens/s energy of the GPUs 612 Wh resumed, steps skipped 3, 2 commit 1212",
+        "GPU 0 power usage, W 613 690 701 speed, tokens/s 12,540 12,900 13,001",
         "git commit 1212121212121212121212121212121212121212",
         "adapter (models/adapter) " + "a" * 64,
         "git checkout 1212121212121212121212121212121212121212 make repro echo",
@@ -138,7 +142,7 @@ def bare(root: Path) -> dict[str, Any]:
         del numbers["ollama_modelfile"][key]
     del numbers["train_qlora"]["validation_loss"]
     write_run(root, numbers)
-    for name in (".cache/speed.json", "data/quantization/samples.jsonl"):
+    for name in (".cache/speed.json", ".cache/run_card.json", "data/quantization/samples.jsonl"):
         (root / name).unlink()
     lines = (root / "params.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if "{type: F16" not in line and "{type: Q4_K_M" not in line]
@@ -154,6 +158,7 @@ def test_what_was_not_measured_is_said_and_never_guessed(tmp_path: Path) -> None
     assert "not measured: evaluate in params.yaml asks for no task" in page.text
     assert "Original beside dequantised weights: not measured" in page.text
     assert "Speed and memory: not measured on this machine for these files" in page.text
+    assert "The machine not measured: this adapter was not trained here, or its run card is gone" in page.text
     assert "last validation loss not measured" in page.text
     assert "Q8_0 not measured" in page.text
     assert "Q4_K_M" not in page.text.split("Every parameter")[0]

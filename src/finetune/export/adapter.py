@@ -1,7 +1,8 @@
-"""an adapter as PEFT saves it -> what it does to each weight of its base; what a merge does not know is refused.
+"""what was trained -> what it does to each weight of its base; what a merge does not know is refused.
 
-Only headers are read here: an update's own tensors are read when its weight is merged, and dropped behind it. Form of
-the files: https://huggingface.co/docs/peft/developer_guides/checkpoint (peft 0.21).
+It is an adapter as PEFT saves it (https://huggingface.co/docs/peft/developer_guides/checkpoint, peft 0.21), or the
+whole model of a full fine-tuning. Only headers are read here: an update's own tensors are read when its weight is
+merged, and dropped behind it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Table:
-    """What stands in place of a whole weight (`modules_to_save`)."""
+    """What stands in place of a whole weight: of `modules_to_save`, or of a full fine-tuning."""
 
     values: Stored
 
@@ -107,7 +108,24 @@ def read_updates(
             where / WEIGHTS_FILE,
             "train with LoRA, DoRA or rsLoRA on linear layers, rows of new tokens and modules_to_save",
         )
-    _check_rows(config, updates, trained_ids, where)
+    _check_rows(config, updates, layout, trained_ids, where)
+    return updates
+
+
+def whole_updates(tensors: Mapping[str, Stored], layout: Layout, where: Path) -> dict[str, Update]:
+    """The updates of a full fine-tuning: every weight of the base is replaced by the one in `tensors`.
+
+    Raises ExportError, naming `where`, when these are not exactly the architecture's weights.
+    """
+    if wrong := sorted(layout.parameters ^ set(tensors)):
+        raise ExportError(
+            f"the trained model does not hold exactly the base's weights; {len(wrong)} differ, such as {wrong[0]}",
+            where,
+            RETRAIN,
+        )
+    updates: dict[str, Update] = {name: Table(values) for name, values in tensors.items()}
+    if layout.tied:
+        updates[layout.output_table] = updates[layout.input_table]
     return updates
 
 
@@ -151,14 +169,16 @@ def _is_saved_whole(config: Mapping[str, Any], weight: str, layout: Layout) -> b
 
 
 def _check_rows(
-    config: Mapping[str, Any], updates: Mapping[str, Update], trained_ids: Sequence[int], where: Path
+    config: Mapping[str, Any], updates: Mapping[str, Update], layout: Layout, trained_ids: Sequence[int], where: Path
 ) -> None:
     held = {name: update.ids for name, update in updates.items() if isinstance(update, Rows)}
     named = config.get("trainable_token_indices")
     for layer in named if isinstance(named, Mapping) else ():
         if not any(f".{name}".endswith(f".{layer}.weight") for name in held):
             raise ExportError(f"the adapter names rows of {layer} and holds none", where / WEIGHTS_FILE, RETRAIN)
-    if any(ids != tuple(trained_ids) for ids in held.values()) or bool(held) != bool(trained_ids):
+    tables = {layout.input_table} if layout.tied else {layout.input_table, layout.output_table}
+    missing = [name for name in tables if not isinstance(updates.get(name), Rows | Table)] if trained_ids else []
+    if missing or any(ids != tuple(trained_ids) for ids in held.values()):
         raise ExportError(
             f"the tokenizer has {len(trained_ids)} new tokens, and the adapter holds rows of "
             f"{len(next(iter(held.values()), ()))}, or of other ones",

@@ -26,10 +26,12 @@ MASKS = (".attn.bias", ".attn.masked_bias")
 class Layout:
     """An architecture's tensor `names`, those of [in, out] weights, and the `prefix` that files may leave out.
 
-    `input_table` and `output_table` name the embedding weights; `tied`: they are one.
+    `parameters`: names of its trainable weights, of tied ones the first. `input_table` and `output_table` name the
+    embedding weights; `tied`: they are one.
     """
 
     names: frozenset[str]
+    parameters: frozenset[str]
     transposed: frozenset[str]
     prefix: str
     input_table: str
@@ -65,6 +67,7 @@ def read_layout(base: Path) -> Layout:
     conv1d = {f"{name}.weight" for module, name in names.items() if isinstance(module, Conv1D)}
     return Layout(
         names=frozenset(model.state_dict()),
+        parameters=frozenset(name for name, _ in model.named_parameters()),
         transposed=frozenset(conv1d),
         prefix=model.base_model_prefix,
         input_table=tables[0],

@@ -68,7 +68,8 @@ def merge_shards(
 ) -> dict[str, int]:
     """Write the merged model's files and configuration below `target`; returns counts of tensors and of rows.
 
-    `trained_ids`: tokens of an extended vocabulary, whose rows the adapter must hold; empty for the base's own.
+    `adapter`: or the model that a full fine-tuning made of the base. `trained_ids`: tokens of an extended vocabulary,
+    whose rows the adapter must hold; empty for the base's own.
     `four_bit`: merge onto the values that training saw; None for the base's own. Raises ExportError when an update
     finds no weight, is not finite, or changes nothing, and when rows are missing.
     """
@@ -87,6 +88,12 @@ def merge_shards(
             ]
             for future in finishing:
                 future.result()
+        if not plan.changed & plan.updates.keys():
+            raise ExportError(
+                "the merged model has every value of the base: training changed none, or by less than dtype can hold",
+                adapter,
+                "train for more steps or with a higher train_qlora.learning_rate, or set merge.dtype: float32",
+            )
         write_index(base, target, plan.files)
         write_config(base, target, dtype, plan.table_rows, tied=plan.tied)
         return {

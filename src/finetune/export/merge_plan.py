@@ -1,4 +1,4 @@
-"""base and adapter, opened -> the tensors of the merged model, file by file, before one of them is computed.
+"""base and what was trained, opened -> the tensors of the merged model, file by file, before one of them is computed.
 
 An output table that is the input table stays so as long as both end equal; where an adapter changes one of the two, the
 merged model gets an output table of its own.
@@ -15,7 +15,16 @@ from pathlib import Path
 import torch
 
 from finetune.errors import ExportError
-from finetune.export.adapter import CONFIG_FILE, WEIGHTS_FILE, LowRank, Rows, Table, Update, read_updates
+from finetune.export.adapter import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    LowRank,
+    Rows,
+    Table,
+    Update,
+    read_updates,
+    whole_updates,
+)
 from finetune.export.four_bit import FourBit
 from finetune.export.layout import Layout, read_layout
 from finetune.export.merged_tensors import Weight, as_held, as_trained, with_low_rank, with_rows, with_table
@@ -65,7 +74,7 @@ class Place:
 def planned(
     base: Path, adapter: Path, dtype: torch.dtype, trained_ids: Sequence[int], four_bit: FourBit | None
 ) -> Iterator[Plan]:
-    """The merged model of a base and an adapter, whose files stay open.
+    """The merged model of a base and an adapter, or of a base and the model that became of it; their files stay open.
 
     `four_bit`: the weights that are taken as training saw them, null for the base's own. Raises ExportError for an
     update that finds no weight of its shape, and for an adapter that cannot be merged.
@@ -77,8 +86,7 @@ def planned(
             for called, stored in stack.enter_context(opened(shard)).items():
                 if not layout.is_mask(called):
                     places[layout.name_of(called)] = Place(shard.name, called, stored)
-        tensors = stack.enter_context(opened(adapter / WEIGHTS_FILE))
-        updates = read_updates(read_json(adapter / CONFIG_FILE), tensors, layout, trained_ids, adapter)
+        updates = _open_updates(stack, adapter, layout, trained_ids)
         tied = _settle_tables(layout, places, updates)
         # The copy of a tied table that some makers keep follows the table.
         followed = {layout.output_table: updates.get(layout.input_table)} if tied else {}
@@ -95,9 +103,33 @@ def planned(
             stored, kept = place.stored, four_bit if name in trained else None
             wanted = dtype if stored.dtype.is_floating_point else stored.dtype
             weight = Weight(name, stored, wanted, name in layout.transposed, kept, changed)
-            tensor = _planned(weight, updates.get(name, followed.get(name)))
+            update = updates.get(name, followed.get(name))
+            if isinstance(update, Table) and name in (layout.input_table, layout.output_table):
+                tensor = _planned_table(weight, update, trained_ids)
+            else:
+                tensor = _planned(weight, update)
             files.setdefault(place.shard, {})[place.called] = tensor
         yield Plan(files, updates, changed, _table_rows(layout, files, tied), tied)
+
+
+def _open_updates(stack: ExitStack, adapter: Path, layout: Layout, trained_ids: Sequence[int]) -> dict[str, Update]:
+    if (adapter / CONFIG_FILE).is_file():
+        tensors = stack.enter_context(opened(adapter / WEIGHTS_FILE))
+        return read_updates(read_json(adapter / CONFIG_FILE), tensors, layout, trained_ids, adapter)
+    whole: dict[str, Stored] = {}
+    for shard in shards_of(adapter):
+        whole |= stack.enter_context(opened(shard))
+    return whole_updates(whole, layout, adapter)
+
+
+def _planned_table(weight: Weight, update: Table, trained_ids: Sequence[int]) -> Planned:
+    """An embedding table that was trained whole: it may have more rows than the base's, those of new tokens."""
+    held, rows = weight.stored.shape[0], max([weight.stored.shape[0], *(number + 1 for number in trained_ids)])
+    if rows == held:
+        _check_shape(weight.name, weight.stored.shape, update.values.shape)
+    elif update.values.shape != (rows, weight.stored.shape[1]):
+        _refuse(weight.name, f"needs {rows} rows for the new tokens, and is {update.values.shape} in the adapter")
+    return Planned(weight.name, weight.dtype, update.values.shape, partial(with_table, weight, update.values))
 
 
 def _planned(weight: Weight, update: Update | None) -> Planned:
@@ -150,6 +182,8 @@ def _settle_tables(layout: Layout, places: dict[str, Place], updates: dict[str, 
 
 
 def _equal(one: Stored, other: Stored) -> bool:
+    if one is other:
+        return True
     parts = range(0, one.count, BLOCK_VALUES)
     return (one.dtype, one.shape) == (other.dtype, other.shape) and all(
         torch.equal(*(each.read(first, min(first + BLOCK_VALUES, one.count)) for each in (one, other)))

@@ -159,11 +159,14 @@ def with_rows(weight: Weight, update: Rows, rows: int) -> Blocks:
 
 
 def with_table(weight: Weight, saved: Stored) -> Blocks:
-    """Another weight of the same shape in its place."""
+    """Another weight in its place, of the same shape or with more rows."""
+    held = weight.stored.count
 
     def compute(first: int, last: int) -> torch.Tensor:
         values = weight.rounded(saved.read(first, last))
-        if weight.name not in weight.changed:
+        if last > held:
+            weight.changed.add(weight.name)
+        elif weight.name not in weight.changed:
             weight.compare(weight.stored.read(first, last).to(weight.dtype), values)
         return values
 

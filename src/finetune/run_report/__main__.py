@@ -9,7 +9,7 @@ from finetune.errors import FinetuneError
 from finetune.io import write_text
 from finetune.lineage import Outputs, version_tags
 from finetune.params import load_params
-from finetune.run_report.facts import SPEED_FILE, read_facts
+from finetune.run_report.facts import RUN_CARD_FILE, SPEED_FILE, read_facts
 from finetune.run_report.page import render_page
 
 # It names the commit and the speed of this machine, so it is no out of DVC; git ignores the folder.
@@ -38,6 +38,7 @@ def write_report(root: Path) -> Path:
         samples=data / "evaluation/samples.jsonl",
         quantized_samples=data / "quantization/samples.jsonl",
         speed=root / SPEED_FILE,
+        run_card=root / RUN_CARD_FILE,
         tags=version_tags(outputs, params.recipe, root),
     )
     write_text(root / REPORT, render_page(facts, data_page="../data/report/index.html"))

@@ -129,6 +129,22 @@ def loss_plot(curves: Mapping[int, Mapping[str, float]]) -> Plot:
     )
 
 
+def curve_plot(curves: Mapping[int, Mapping[str, float]], figure: str, title: str) -> Plot:
+    """One figure of the training log by optimizer step, from 0; `title` of its axis."""
+    width, smooth = means([(float(step), row[figure]) for step, row in sorted(curves.items()) if figure in row])
+    x_steps, y_steps = round_steps(0, max(curves, default=1)), round_steps(0, max((y for _, y in smooth), default=0.0))
+    x, y = _scale(x_steps), _scale(y_steps, flipped=True)
+    name = title if width == 1 else f"{title} (mean of {width} steps)"
+    return Plot(
+        x_title="optimizer step",
+        y_title=title,
+        x_ticks=tuple(Tick(x(step), count(step)) for step in x_steps),
+        y_ticks=tuple(Tick(y(step), exact(float(f"{step:.6g}"))) for step in y_steps),
+        lines=(Line(name, "tuned", _points(smooth, x, y)),),
+        dots=(),
+    )
+
+
 def pareto_plot(types: Mapping[str, Mapping[str, float]], front: Iterable[str]) -> Plot:
     """Size against mean KL to the merged model, on a logarithmic axis with 0 at its foot; `front` is joined."""
     front = set(front)

@@ -14,6 +14,8 @@ from finetune.params import Params
 
 # Written by quantize_gguf beside its outs: what a machine does in an hour is no result of the pipeline.
 SPEED_FILE = Path(".cache/speed.json")
+# Written by train_qlora in the same way: machine, libraries, times and energy of a training.
+RUN_CARD_FILE = Path(".cache/run_card.json")
 STAGES = (
     "fetch", "clean", "split", "base", "train_qlora", "evaluate", "merge", "quantize_gguf", "ollama_modelfile"
 )  # fmt: skip
@@ -26,7 +28,8 @@ class RunFacts:
     `metrics`: stage -> metrics/<stage>.json. `sources`: the entries of data/raw/manifest.json, each with its `sha256`
     over all its files. `base`: the base manifest. `curves`: step -> figure -> value. `samples`: rows {source, prompt,
     reference, base, tuned}, each with `answers`: GGUF type -> text. `speed`: figures of those GGUF types whose present
-    file was measured on this machine. `pareto`: the types that no other one beats in both size and loss. `tags`:
+    file was measured on this machine. `run_card`: on what the present adapter was trained (`finetune.machine_card`),
+    empty where that is not known. `pareto`: the types that no other one beats in both size and loss. `tags`:
     `finetune.lineage.version_tags`.
     """
 
@@ -37,6 +40,7 @@ class RunFacts:
     curves: Mapping[int, Mapping[str, float]]
     samples: Sequence[Mapping[str, Any]]
     speed: Mapping[str, Mapping[str, Any]]
+    run_card: Mapping[str, Any]
     pareto: frozenset[str]
     tags: Mapping[str, str]
 
@@ -50,9 +54,16 @@ class RunFacts:
 
 
 def read_facts(
-    outputs: Outputs, params: Params, *, samples: Path, quantized_samples: Path, speed: Path, tags: Mapping[str, str]
+    outputs: Outputs,
+    params: Params,
+    *,
+    samples: Path,
+    quantized_samples: Path,
+    speed: Path,
+    run_card: Path,
+    tags: Mapping[str, str],
 ) -> RunFacts:
-    """Read a run's files; `quantized_samples` and `speed` may be missing, all others raise DataError.
+    """Read a run's files; `quantized_samples`, `speed` and `run_card` may be missing, all others raise DataError.
 
     Raises DataError too when the GGUF files that were measured are not the ones that `params` asks for.
     """
@@ -70,6 +81,7 @@ def read_facts(
         curves=read_curves(outputs.plots / "train_log.csv"),
         samples=_with_answers(list(read_jsonl(samples)), quantized_samples),
         speed=_of_these_files(read_json(speed) if speed.is_file() else {}, types),
+        run_card=_of_this_adapter(read_json(run_card) if run_card.is_file() else {}, tags),
         pareto=_pareto(outputs.plots / "quantization.csv"),
         tags=tags,
     )
@@ -111,6 +123,11 @@ def _of_these_files(
 ) -> dict[str, Mapping[str, Any]]:
     """Speed of a file that has since been replaced says nothing about the one that is there."""
     return {name: row for name, row in speed.items() if row["sha256"] == types.get(name, {}).get("sha256")}
+
+
+def _of_this_adapter(card: Mapping[str, Any], tags: Mapping[str, str]) -> Mapping[str, Any]:
+    """The card of another training says nothing about the adapter that is there: it may have come from a cache."""
+    return card if card.get("sha256", {}).get("adapter") == tags["adapter_sha256"] else {}
 
 
 def _pareto(plot: Path) -> frozenset[str]:

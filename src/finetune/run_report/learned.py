@@ -26,8 +26,10 @@ def method(facts: RunFacts) -> str:
     """How the adapter was trained, in the field's words: `QLoRA (NF4, ...), rank 32, alpha 64`."""
     training = facts.params.train_qlora
     lora, form = training.lora, training.quantization
-    name = "DoRA" if lora.use_dora else "LoRA"
     held = f"base weights in {training.compute_dtype}"
+    if lora is None:
+        return f"full fine-tuning ({held})"
+    name = "DoRA" if lora.use_dora else "LoRA"
     if form.format != "none":
         name = f"Q{name}"
         double = " with double quantisation" if form.double_quantization else ""
@@ -87,13 +89,13 @@ def training_table(facts: RunFacts) -> Table:
 def _training_rows(facts: RunFacts) -> Iterator[tuple[str, str]]:
     training, metrics = facts.params.train_qlora, facts.metrics
     lora = training.lora
-    rows, steps = training.micro_batch_rows, training.gradient_accumulation_steps
     yield "base", base_name(facts)
     yield "method", method(facts)
-    yield "adapter on", f"{', '.join(lora.target_modules)}; dropout {lora.dropout:g}"
+    if lora is not None:
+        yield "adapter on", f"{', '.join(lora.target_modules)}; dropout {lora.dropout:g}"
     yield "trainable parameters", count(number(metrics, "train_qlora", "trainable_parameters"))
     yield "epochs", f"{training.epochs}, {count(number(metrics, 'train_qlora', 'steps'))} optimizer steps"
-    yield "batch", f"{rows} packed rows of {facts.params.split.pack_tokens} tokens × {steps} accumulated"
+    yield "batch", f"{training.batch_rows} packed rows of {facts.params.split.pack_tokens} tokens a step"
     warmup = f"{training.scheduler}, {percent(training.warmup_share)} warm-up"
     yield "learning rate", f"{exact(training.learning_rate)}, {warmup}"
     yield "optimizer", f"{training.optimizer}, weight decay {training.weight_decay:g}"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from finetune.run_report import learned, measured, provenance, verdict
-from finetune.run_report.charts import FUNNEL, funnel_bars, loss_plot, pareto_plot, ratio_ranges
+from finetune.run_report import learned, machine, measured, provenance, verdict
+from finetune.run_report.charts import FUNNEL, curve_plot, funnel_bars, loss_plot, pareto_plot, ratio_ranges
 from finetune.run_report.facts import RunFacts, entry
 from finetune.run_report.formats import NOT_MEASURED, shorten, visible
 
@@ -33,6 +33,10 @@ def render_page(facts: RunFacts, data_page: str) -> str:
         sources=learned.sources_table(facts),
         training=learned.training_table(facts),
         loss=loss_plot(facts.curves),
+        learning_rate=curve_plot(facts.curves, "learning_rate", "learning rate"),
+        gradient_norm=curve_plot(facts.curves, "gradient_norm", "gradient norm"),
+        machine=machine.machine_table(facts.run_card),
+        telemetry=machine.telemetry_table(facts.run_card),
         ranges_drawn=ratio_ranges(measured.ratios(facts)),
         resamples=facts.params.evaluate.bootstrap_resamples,
         comparison=measured.comparison_table(facts),

@@ -1,4 +1,4 @@
-"""argv -> one stage's run: paths by position, sections of params.yaml by name, errors as one message and exit 1."""
+"""argv -> one stage's run: paths by position, sections of params.yaml by name, errors as a message and exit code."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ def stage_main(run: Callable[..., None], sections: Sequence[str]) -> None:
         run(*map(Path, sys.argv[1:]), **{name.rpartition(".")[2]: section(params, name) for name in sections})
     except FinetuneError as error:
         logger.error("%s: %s", type(error).__name__, error)
-        raise SystemExit(1) from None
+        raise SystemExit(error.exit_code) from None

@@ -17,11 +17,13 @@ from finetune.data.vocabulary.tokenizer_files import load_chat
 from finetune.evaluation import generation, group_scores, memorization, prompts, report
 from finetune.io import write_csv, write_json, write_jsonl
 from finetune.log import logger
-from finetune.sections import Evaluate, TrainQlora
+from finetune.sections import Evaluate
 from finetune.stages._main import stage_main
 from finetune.training.device import check_hardware, choose_device, dtype_named, make_deterministic
-from finetune.training.model import attach_adapter, load_extended
+from finetune.training.method import load_beside_base
+from finetune.training.trained_on import read_trained_on
 from finetune.training.vocabulary import read_extension
+from finetune.training_sections import TrainQlora
 
 PARAMS = ("seed", "cpu_threads", "evaluate", "train_qlora")
 
@@ -41,16 +43,15 @@ def run(
     evaluate: Evaluate,
     train_qlora: TrainQlora,
 ) -> None:
-    """Measure the adapter on the weights it was trained on: base is the same model with its adapter switched off."""
+    """Measure what was trained on the weights it was trained on: base is the same model without it."""
     make_deterministic(seed, cpu_threads)
     check_hardware(train_qlora, device := choose_device())
     words, chat, test = AutoTokenizer.from_pretrained(tokenizer), load_chat(tokenizer), split / "test.parquet"
     asker = prompts.Asker(words, sorted({chat.ids.eos, chat.stop[1]}), evaluate)
     asked = prompts.row_prompts(_rows(test), asker)
     asked += prompts.tool_call_prompts(asker, partial(_prompt_ids, chat))
-    dtype = dtype_named(train_qlora.compute_dtype)
-    model = load_extended(base, read_extension(tokenizer), train_qlora.quantization, dtype, device)
-    model = attach_adapter(model, adapter)
+    four_bit, dtype = read_trained_on(adapter, base), dtype_named(train_qlora.compute_dtype)
+    model = load_beside_base(base, adapter, read_extension(tokenizer), four_bit, dtype, device)
     answers = generation.base_and_tuned(model, words, asked)
     models = group_scores.base_and_tuned(model)
     scores = group_scores.score_groups(models, _rows(test), parquet.read_metadata(test).num_rows, chat.tokenizer)

@@ -21,8 +21,9 @@ from finetune.log import logger
 from finetune.sections import Merge
 from finetune.stages._main import stage_main
 from finetune.training.device import choose_device, dtype_named, make_deterministic
+from finetune.training.method import load_trained
 from finetune.training.model import locate_base
-from finetune.training.trained_on import load_trained, read_trained_on, to_device_with_room
+from finetune.training.trained_on import read_trained_on, to_device_with_room
 from finetune.training.vocabulary import EXTENSION_FILE, read_extension
 
 PARAMS = ("seed", "cpu_threads", "merge")

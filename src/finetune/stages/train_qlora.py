@@ -3,77 +3,74 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
 from finetune.evaluation.perplexity import mean_loss
+from finetune.hardware import gpu_uuids
 from finetune.io import sha256_tree, write_csv, write_json
 from finetune.log import logger
-from finetune.sections import TrainQlora
 from finetune.stages._main import stage_main
+from finetune.telemetry import TELEMETRY_FILE, Telemetry
 from finetune.tracking import TrainingMirror
-from finetune.training import loop
-from finetune.training.checkpoint import run_key
-from finetune.training.device import check_hardware, choose_device, dtype_named, make_deterministic
-from finetune.training.model import add_adapter, four_bit_layers, load_extended
-from finetune.training.trained_on import describe, save_with_base
-from finetune.training.vocabulary import read_extension, unmoved_tokens
+from finetune.training import checkpoint, journal, loop, method, outcome, preparation
+from finetune.training.batches import measure_rows
+from finetune.training.device import make_deterministic
+from finetune.training.distribution import relaunch_if_needed, writes_files
+from finetune.training.model import load_extended
+from finetune.training.trained_on import describe
+from finetune.training.vocabulary import read_extension
+from finetune.training_sections import TrainQlora
 
 PARAMS = ("seed", "cpu_threads", "train_qlora")
-CHECKPOINTS = Path(".cache/checkpoints")
-LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
+CACHE = Path(".cache")
 
 
 def run(
-    split: Path,
-    tokenizer: Path,
-    base: Path,
-    target: Path,
-    metrics: Path,
-    log: Path,
-    *,
-    seed: int,
-    cpu_threads: int,
-    train_qlora: TrainQlora,
-) -> None:
-    """Train the adapter; checkpoints are keyed by data, base, settings, seed and library versions."""
+    split: Path, tokenizer: Path, base: Path, target: Path, metrics: Path, log: Path,
+    *, seed: int, cpu_threads: int, train_qlora: TrainQlora,
+) -> None:  # fmt: skip
+    """Train the adapter; checkpoints are keyed by data, base, settings, seed, machine and library versions."""
+    ended = relaunch_if_needed(train_qlora.distribution, "finetune.stages.train_qlora", sys.argv[1:], cpu_threads)
+    if ended is not None:
+        sys.exit(ended)
     make_deterministic(seed, cpu_threads)
-    check_hardware(train_qlora, device := choose_device())
+    hashes = {path.name: sha256_tree(path) for path in (split, tokenizer, base)}
+    store = CACHE / "rows" / hashes[split.name][:16]
+    rows = loop.open_rows(split / "packed.parquet", store)
+    validate = partial(mean_loss, rows=loop.open_rows(split / "validation.parquet", store))
     extension = read_extension(tokenizer)
-    model = load_extended(base, extension, train_qlora.quantization, dtype_named(train_qlora.compute_dtype), device)
-    trained_on = describe(base, model)
-    model = add_adapter(model, train_qlora.lora, extension)
-    determinants = {
-        "inputs": [sha256_tree(path) for path in (split, base, tokenizer)],
-        "params": [train_qlora.model_dump(), seed, cpu_threads, device.type],
-        "libraries": {name: version(name) for name in LIBRARIES},
-        "code": loop.code_hash(),
-    }
-    folder = CHECKPOINTS / run_key(determinants)
-    validate = partial(mean_loss, rows=loop.open_rows(split / "validation.parquet", folder))
-    rows = loop.open_rows(split / "packed.parquet", folder)
-    words = AutoTokenizer.from_pretrained(tokenizer)
-    with TrainingMirror() as mirror:
+    ready = preparation.prepare(base, extension, train_qlora, measure_rows(rows))
+    folder = CACHE / "checkpoints" / preparation.key_of(ready, hashes, seed, cpu_threads)
+    writes = writes_files()
+    if writes:
+        checkpoint.remove_finished(folder.parent, but=folder.name)
+    telemetry = Telemetry(folder / TELEMETRY_FILE, gpu_uuids(), active=writes)
+    with TrainingMirror(folder / journal.LOG_FILE, telemetry.path, active=writes) as mirror, telemetry:
+        form, dtype = train_qlora.quantization, method.loading_dtype(train_qlora)
+        model = load_extended(base, extension, form, dtype, ready.loading_device, ready.attention)
+        trained_on = describe(base, model)
+        model = method.make_trainable(model, train_qlora, extension)
+        words = AutoTokenizer.from_pretrained(tokenizer)
         entries = loop.train(
-            model, words, rows, train_qlora, seed=seed, folder=folder, validate=validate, mirror=mirror.log
-        )
-        unmoved = unmoved_tokens(model)
-        save_with_base(model, trained_on, target)
-        mirror.finish(sha256_tree(target))
-    write_csv(log, loop.LOG_COLUMNS, loop.log_rows(entries))
-    numbers = {
-        "steps": entries[-1]["step"],
-        **{name: entries[-1][name] for name in ("train_loss", "validation_loss", "trained_tokens")},
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "four_bit_layers": four_bit_layers(model),
-        "unmoved_tokens": unmoved,
-    }
+            model, words, rows, ready.settings, seed=seed, folder=folder, validate=validate,
+            begin=mirror.begin, seen=lambda _, tokens: telemetry.seen(tokens),
+        )  # fmt: skip
+        if not writes:
+            return
+        numbers = outcome.summarise(model, entries)
+        method.save_trained(model, trained_on, target)
+        hashes["adapter"] = sha256_tree(target)
+        mirror.finish(hashes["adapter"])
+    write_csv(log, journal.LOG_COLUMNS, journal.log_rows(entries))
     write_json(metrics, numbers)
-    shutil.rmtree(folder)
-    logger.info(loop.SUMMARY, numbers)
+    outcome.write_card(ready, numbers, seed, hashes, telemetry.path)
+    shutil.rmtree(store)
+    checkpoint.finish(folder)
+    logger.info(outcome.SUMMARY, numbers)
 
 
 if __name__ == "__main__":

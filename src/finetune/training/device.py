@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from finetune.errors import DeviceError
 from finetune.log import logger
-from finetune.sections import TrainQlora
+from finetune.training_sections import CudaMemory, TrainQlora
 
 GIB = 1 << 30
 
@@ -21,9 +22,9 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def choose_device() -> torch.device:
-    """The first CUDA device where there is one, else the CPU; logged in one line."""
+    """This process' CUDA device (the first, unless a launcher says LOCAL_RANK), else the CPU; logged in one line."""
     if torch.cuda.is_available():
-        device = torch.device("cuda:0")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         properties = torch.cuda.get_device_properties(device)
         logger.info("device: %s, %.1f GiB", properties.name, properties.total_memory / GIB)
         return device
@@ -44,6 +45,26 @@ def make_deterministic(seed: int, cpu_threads: int) -> None:
     torch.use_deterministic_algorithms(True)
     # Filling every fresh tensor with NaN finds reads of unwritten memory; it also takes 14 % of a smoke step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def allow_any_kernel() -> None:
+    """Let torch take kernels whose result depends on timing again: faster on a GPU, and no two runs are equal there."""
+    torch.use_deterministic_algorithms(False)
+    logger.info("train_qlora.deterministic is false: on a GPU no two runs give the same bytes")
+
+
+def limit_cuda_memory(memory: CudaMemory, device: torch.device) -> None:
+    """Set how torch's allocator takes memory, before it has taken any; nothing on a CPU.
+
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-alloc-conf
+    """
+    if device.type != "cuda":
+        return
+    options = [f"expandable_segments:{memory.expandable_segments}"]
+    if memory.max_split_size_mib is not None:
+        options.append(f"max_split_size_mb:{memory.max_split_size_mib}")
+    os.environ["PYTORCH_ALLOC_CONF"] = ",".join(options)
+    torch.cuda.set_per_process_memory_fraction(memory.fraction, device)
 
 
 def check_hardware(settings: TrainQlora, device: torch.device) -> None:

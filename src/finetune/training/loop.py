@@ -1,91 +1,34 @@
-"""packed rows + model -> trained adapter, on TRL's SFTTrainer; logged locally, resumable to the same bytes."""
+"""packed rows + model -> trained weights: one run from its newest good checkpoint to its end."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
 from datasets.exceptions import DatasetGenerationError
-from pyarrow import ArrowInvalid, compute
-from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from peft import PeftModel
+from pyarrow import ArrowInvalid
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
+from trl import SFTConfig
 
-from finetune.errors import DataError
-from finetune.io import sha256_file, sha256_text, write_text
-from finetune.log import logger, progress_bar
-from finetune.sections import TrainQlora
-from finetune.training.checkpoint import newest_intact, seal
-from finetune.training.model import keep_adapter_float32
+from finetune.errors import DataError, NotFiniteError, StoppedError
+from finetune.log import logger
+from finetune.training import checkpoint
+from finetune.training.attention import selective_checkpointing
+from finetune.training.batches import Windows, check_batches, measure_rows
+from finetune.training.interrupts import stop_wish
+from finetune.training.journal import Journal, LogEntry, Seen, StepBar, best_validation
+from finetune.training.layer_kernels import liger_arguments
+from finetune.training.sharding import shard, unshard_trained
+from finetune.training.state import restore_weights, trained_weights
+from finetune.training.trainer import BEST, ExactTrainer, Run
+from finetune.training_sections import TrainQlora
 
-LOG_FILE = "train_log.jsonl"
 ROWS_FOLDER = "rows"
-ROWS_PER_BATCH = 1000
-LOG_COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "gradient_norm", "trained_tokens")
-SUMMARY = (
-    "%(steps)d steps, %(trained_tokens)d trained tokens, loss %(train_loss).3f, validation %(validation_loss).3f, "
-    "%(trainable_parameters)d trainable parameters, %(four_bit_layers)d layers in 4 bit"
-)
-LogEntry = dict[str, float | None]
-Mirror = Callable[[int, dict[str, float]], None]
-Validate = Callable[[Any], float]
-
-
-class LocalLog(TrainerCallback):  # type: ignore[misc]
-    """The run's own record: one JSON line per logged step, flushed to disk, mirrored elsewhere afterwards."""
-
-    def __init__(self, path: Path, settings: TrainQlora, validate: Validate, mirror: Mirror, tokens: int) -> None:
-        self.path, self.settings, self.validate, self.mirror = path, settings, validate, mirror
-        self.tokens_per_epoch = tokens
-        self.bar: tqdm[Any] | None = None
-
-    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_others: Any) -> None:
-        """Open the progress bar, at the step that a resumed run starts from."""
-        self.bar = progress_bar(state.max_steps, state.global_step, "step", "train")
-
-    def on_train_end(self, _args: Any, _state: Any, _control: Any, **_others: Any) -> None:
-        """Close the progress bar."""
-        if self.bar is not None:
-            self.bar.close()
-
-    def _validates(self, state: Any) -> bool:
-        return bool(state.global_step % self.settings.evaluate_every_steps == 0 or state.global_step == state.max_steps)
-
-    def on_step_end(self, _args: Any, state: Any, control: Any, **_others: Any) -> None:
-        """Log the steps that are validated, whatever `log_every_steps` is: the last step is always among them."""
-        control.should_log = control.should_log or self._validates(state)
-
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **others: Any) -> None:
-        """Append the entry of a step; the last call of a run, which only sums up, has no loss and is left out."""
-        if "loss" not in logs:
-            return
-        step = state.global_step
-        entry: LogEntry = {
-            "step": step,
-            "train_loss": float(logs["loss"]),
-            "validation_loss": self.validate(others["model"]) if self._validates(state) else None,
-            "learning_rate": float(logs["learning_rate"]),
-            "gradient_norm": float(logs["grad_norm"]),
-            "trained_tokens": round(self.tokens_per_epoch * state.epoch),
-        }
-        _check_finite(entry)
-        with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(entry) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        if self.bar is not None:
-            self.bar.update(step - self.bar.n)
-            self.bar.set_postfix_str(f"loss {entry['train_loss']:.3f}, {entry['trained_tokens']:,} trained tokens")
-        self.mirror(step, {name: value for name, value in entry.items() if value is not None and name != "step"})
-
-    def on_save(self, args: Any, state: Any, _control: Any, **_others: Any) -> None:
-        """Seal the checkpoint that the trainer has just written."""
-        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def train(
@@ -96,40 +39,111 @@ def train(
     *,
     seed: int,
     folder: Path,
-    validate: Validate,
-    mirror: Mirror,
+    validate: Callable[[Any], float],
+    begin: Callable[[int], None],
+    seen: Seen,
 ) -> list[LogEntry]:
-    """Train the adapter of `model` in place and return the log of all steps, those before a resume included.
+    """Train `model` in place and return the log of all steps, those before a resume included.
 
     `rows` are packed: input_ids, labels (-100 where untrained) and seq_lengths. `folder` keeps checkpoints and log.
+    `settings.micro_batch_rows` and `gradient_checkpointing` are decided here, not `auto`. `begin` is told the step that
+    the run goes on from, once the log holds nothing else; `seen` each logged step, and how many tokens went through
+    the model so far. Raises StoppedError after SIGINT or SIGTERM, with a checkpoint written, and NotFiniteError when
+    too many steps had to be skipped, also after a second try from the last checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    trained_tokens = count_trained_tokens(rows)
-    if trained_tokens == 0:
+    sizes, windows = measure_rows(rows), Windows(len(rows), settings.batch_rows, seed)
+    if not sizes.trained.any():
         raise DataError("no token of the training rows is trained", "data/split/packed.parquet", "check tokenize.loss")
-    check_lengths(rows, model.config.max_position_embeddings)
-    checkpoint = newest_intact(folder)
-    _truncate_log(folder / LOG_FILE, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
-    log = LocalLog(folder / LOG_FILE, settings, validate, mirror, trained_tokens)
-    trainer = SFTTrainer(
-        model=model,
-        args=sft_config(settings, seed, folder),
-        train_dataset=rows,
-        processing_class=tokenizer,
-        callbacks=[log],
-    )
+    check_lengths(int(sizes.longest.max()), model.config.max_position_embeddings)
+    check_batches(windows, sizes.trained, settings.epochs)
+    # Ahead of torch.distributed, which the trainer starts: only one process may write.
+    writes = int(os.environ.get("RANK", "0")) == 0
+    if writes:
+        checkpoint.tidy(folder)
+    newest = checkpoint.newest_intact(folder)
+    done = checkpoint.step_of(newest) if newest else 0
+    journal = Journal(folder, done, writes=writes)
+    begin(done)
+    with stop_wish() as wish:
+        run = Run(settings, folder, windows, sizes, validate, seen, wish)
+        trainer = make_trainer(run, model, tokenizer, rows, journal, seed)
+        trainer.stopped_early = trainer.patience_is_over()
+        if not trainer.stopped_early:
+            _train(trainer, newest)
+    if trainer.stopped and trainer.state.global_step < trainer.state.max_steps and not trainer.stopped_early:
+        # Empty where the signal reached another process.
+        name = wish.signal_name or "stopped"
+        raise StoppedError(
+            f"{name} at step {trainer.state.global_step} of {trainer.state.max_steps}; it is saved",
+            folder,
+            "`dvc repro` goes on from there, to the same bytes as if nothing had happened",
+        )
+    if settings.early_stopping is not None:
+        _take_best(trainer, settings.early_stopping.min_improvement)
+    if settings.distribution.strategy == "fsdp2":
+        unshard_trained(trainer.model)
+    return trainer.journal.entries
+
+
+def make_trainer(
+    run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, journal: Journal, seed: int
+) -> ExactTrainer:
+    """The trainer with its own row order and record, silent but for this package's log and bar."""
+    args = sft_config(run.settings, seed, run.folder, model.config.model_type)
+    if run.settings.gradient_checkpointing == "selective":
+        selective_checkpointing(model.get_base_model() if isinstance(model, PeftModel) else model)
+    if run.settings.distribution.strategy == "fsdp2":
+        shard(model)
+    # TRL rounds what trains on 4-bit layers to bfloat16. Reloaded, it would be float32, and a resumed run end in other
+    # bytes; a whole table of `modules_to_save` would start from rounded values.
+    values = {name: weight.data for name, weight in trained_weights(model).items()}
+    trainer = ExactTrainer(run, rows, journal, model=model, args=args, processing_class=tokenizer)
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
-    keep_adapter_float32(trainer.model)
-    if checkpoint:
-        logger.info("resuming from %s", checkpoint.name)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return list(read_log(folder / LOG_FILE))
+    for name, weight in trained_weights(trainer.model).items():
+        weight.data = values[name].to(weight.device)
+    return trainer
 
 
-def check_lengths(rows: Dataset, max_positions: int) -> None:
+def _train(trainer: ExactTrainer, newest: Path | None) -> None:
+    rolled_back = False
+    while True:
+        done = checkpoint.step_of(newest) if newest else 0
+        steps = trainer.run.windows.steps_per_epoch * trainer.run.settings.epochs
+        if newest:
+            logger.info("resuming from %s of %d steps", newest.name, steps)
+        if trainer.args.process_index == 0:
+            trainer.bar = StepBar(steps, done)
+        try:
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+            return
+        except NotFiniteError as fault:
+            newest = checkpoint.newest_intact(trainer.run.folder)
+            if rolled_back or newest is None:
+                raise
+            # A fault of the hardware does not come back; one of the data or the settings does, and then ends the run.
+            logger.warning("%s; rolling back to %s for one more try", fault.what, newest.name)
+            rolled_back = True
+            trainer.rewind(checkpoint.step_of(newest))
+        finally:
+            if trainer.bar is not None:
+                trainer.bar.close()
+
+
+def _take_best(trainer: ExactTrainer, min_improvement: float) -> None:
+    step, _ = best_validation(trainer.journal.entries, min_improvement)
+    if step == trainer.state.global_step:
+        return
+    best = trainer.run.folder / BEST / f"checkpoint-{step}"
+    if not checkpoint.is_intact(best):
+        raise DataError("the weights of the best validation are damaged", best, "delete the folder, then `dvc repro`")
+    restore_weights(trainer.model, checkpoint.load_tensors(best))
+    logger.info("the weights of step %d are kept: the lowest validation loss", step)
+
+
+def check_lengths(longest: int, max_positions: int) -> None:
     """Raise DataError for a document longer than the model has positions: a table of them ends in an index error."""
-    longest = max(max(row["seq_lengths"]) for row in rows.select_columns("seq_lengths"))
     if longest > max_positions:
         raise DataError(
             f"a document has {longest} tokens, the base model has {max_positions} positions",
@@ -154,82 +168,45 @@ def open_rows(path: Path, folder: Path) -> Dataset:
         ) from fault
 
 
-def count_trained_tokens(rows: Dataset) -> int:
-    """How many labels are not -100, over all rows; counted in Arrow, a batch at a time."""
-    batches = rows.select_columns(["labels"]).with_format("arrow").iter(batch_size=ROWS_PER_BATCH)
-    return sum(
-        compute.sum(compute.not_equal(compute.list_flatten(batch["labels"]), -100)).as_py() or 0 for batch in batches
-    )
-
-
-def sft_config(settings: TrainQlora, seed: int, folder: Path) -> SFTConfig:
+def sft_config(settings: TrainQlora, seed: int, folder: Path, model_type: str) -> SFTConfig:
     """The trainer's settings; rows come packed and tokenised, so that it prepares nothing itself."""
+    micro_batch_rows = int(settings.micro_batch_rows)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = SFTConfig(
         output_dir=str(folder),
         seed=seed,
         data_seed=seed,
         use_cpu=not torch.cuda.is_available(),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.micro_batch_rows,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        per_device_train_batch_size=micro_batch_rows,
+        gradient_accumulation_steps=settings.batch_rows // (micro_batch_rows * settings.distribution.processes),
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.scheduler,
         warmup_steps=settings.warmup_share,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_gradient_norm,
         optim=settings.optimizer,
+        neftune_noise_alpha=settings.neftune_alpha,
         bf16=settings.compute_dtype == "bfloat16",
         fp16=settings.compute_dtype == "float16",
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
-        logging_steps=settings.log_every_steps,
+        # Selective checkpointing is switched on in make_trainer.
+        gradient_checkpointing=settings.gradient_checkpointing == "full",
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing == "full" else None,
+        # Every trained weight has a gradient in every step: DDP need not look for those without.
+        ddp_find_unused_parameters=False,
+        logging_strategy="no",
         logging_nan_inf_filter=False,
-        save_steps=settings.save_every_steps,
-        # The trainer drops old checkpoints before the new one is sealed: one more than asked for bridges that moment.
-        save_total_limit=settings.keep_checkpoints + 1,
+        save_strategy="no",
         report_to="none",
         # padding_free makes each micro-batch one row with position ids: documents do not see each other.
         padding_free=True,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         loss_type="nll",
-        dataloader_num_workers=0,
+        **liger_arguments(settings, model_type, device),
     )
     if config.n_gpu > 1:
         # In one process the trainer would split each batch over all visible GPUs, and so train on larger batches.
         logger.info("%d GPUs are visible: training on the first", config.n_gpu)
         config._n_gpu = 1
     return config
-
-
-def code_hash() -> str:
-    """Hash of this package's source: other code never resumes a run."""
-    return sha256_text("".join(sha256_file(file) for file in sorted(Path(__file__).parent.glob("*.py"))))
-
-
-def read_log(path: Path) -> Iterator[LogEntry]:
-    """The entries of a log; a last line torn by a crash is left out."""
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
-
-
-def log_rows(entries: list[LogEntry]) -> list[list[object]]:
-    """The entries as CSV rows in the order of LOG_COLUMNS; empty where a step was not validated."""
-    return [["" if entry[name] is None else entry[name] for name in LOG_COLUMNS] for entry in entries]
-
-
-def _truncate_log(path: Path, step: int) -> None:
-    kept = [entry for entry in read_log(path) if (entry["step"] or 0) <= step]
-    write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
-
-
-def _check_finite(entry: LogEntry) -> None:
-    if bad := [name for name, value in entry.items() if value is not None and not -1e30 < value < 1e30]:
-        raise DataError(
-            f"{', '.join(bad)} is not a finite number at step {entry['step']}",
-            "train_qlora",
-            "lower train_qlora.learning_rate or max_gradient_norm; the last good checkpoint is kept",
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,19 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from finetune.errors import DataError, DeviceError
 from finetune.io import read_json, sha256_file, write_json
-from finetune.sections import Lora, Quantization
-from finetune.training.vocabulary import Extension, extend_vocabulary, table_names
+from finetune.log import logger
+from finetune.training.attention import mask_attention
+from finetune.training.vocabulary import Extension, extend_vocabulary, remember_start, table_names
+from finetune.training_sections import Lora, Quantization
 
 BASE_FILE = "base.json"
+PEFT_PREFIX = "base_model.model."
 REFETCH = "dvc repro --force --single-item fetch"
 
 
@@ -46,12 +51,26 @@ def verify_base(base: Path) -> None:
             raise DataError(what, path, f"delete it, then {REFETCH}")
 
 
-def load_base(base: Path, quantization: Quantization | None, dtype: torch.dtype, device: torch.device) -> Any:
+def load_base(
+    base: Path,
+    quantization: Quantization | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str | None = None,
+) -> Any:
     """Load the base model, frozen, with its linear layers in 4 bit when `quantization` asks for it.
 
-    Only safetensors are read, and code from the repository never runs. Raises DeviceError when no layer became 4-bit.
+    `attention`: what `choose_attention` returned; None for the one that runs everywhere.
+    Only safetensors are read, and code from the repository never runs. Raises DeviceError when no layer became 4-bit,
+    and DataError for a base whose own files are quantised: neither a merge nor full training can use their weights.
     """
-    config = None
+    weights, config = locate_base(base), None
+    if quantised := read_json(weights / "config.json").get("quantization_config"):
+        raise DataError(
+            f"the base's own weights are quantised ({quantised.get('quant_method')})",
+            weights / "config.json",
+            "set fetch.base_model to the repository of 16-bit weights that these were made from",
+        )
     if quantization is not None and quantization.format != "none":
         config = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -59,12 +78,13 @@ def load_base(base: Path, quantization: Quantization | None, dtype: torch.dtype,
             bnb_4bit_use_double_quant=quantization.double_quantization,
             bnb_4bit_compute_dtype=dtype,
         )
+    form = AutoConfig.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(
-        locate_base(base),
+        weights,
         dtype=dtype,
         device_map={"": device},
         quantization_config=config,
-        attn_implementation="sdpa",
+        attn_implementation=attention or mask_attention(form),
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
@@ -75,13 +95,18 @@ def load_base(base: Path, quantization: Quantization | None, dtype: torch.dtype,
 
 
 def load_extended(
-    base: Path, extension: Extension, quantization: Quantization | None, dtype: torch.dtype, device: torch.device
+    base: Path,
+    extension: Extension,
+    quantization: Quantization | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str | None = None,
 ) -> Any:
     """The base model with the vocabulary of models/tokenizer: its embedding tables grown, new rows at their start.
 
     Every stage that loads a base, with an adapter or without, does it here: the rows must be the same ones.
     """
-    model = load_base(base, quantization, dtype, device)
+    model = load_base(base, quantization, dtype, device, attention)
     extend_vocabulary(model, extension)
     return model.requires_grad_(False)
 
@@ -94,6 +119,8 @@ def _pin_four_bit_layers(model: Any) -> None:
             "train_qlora.quantization.format",
             "set train_qlora.quantization.format: none to train on 16-bit weights",
         )
+    others = [name for name, module in _linear_layers(model).items() if not isinstance(module, Linear4bit)]
+    logger.info("%d layers in 4 bit; not in 4 bit: %s", len(layers), ", ".join(others) or "none")
     for layer in layers:
         # bitsandbytes 0.50.2 dequantises such rows wrongly with its AVX-512 kernel: 64 values share a scale.
         if layer.weight.device.type == "cpu" and layer.in_features % 16 == 0 and layer.in_features % 64:
@@ -112,27 +139,36 @@ def four_bit_layers(model: Any) -> int:
     return sum(isinstance(module, Linear4bit) for module in model.modules())
 
 
-def add_adapter(model: Any, lora: Lora, extension: Extension) -> Any:
-    """Wrap `model` with a fresh LoRA adapter in float32, and make the rows of an extended vocabulary trainable.
+def _linear_layers(model: Any) -> dict[str, torch.nn.Module]:
+    return {name: part for name, part in model.named_modules() if isinstance(part, (torch.nn.Linear, Conv1D))}
 
-    Raises DataError when no module has a target's name.
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def add_adapter(model: Any, lora: Lora, extension: Extension) -> Any:
+    """Wrap `model` with a fresh LoRA adapter; trained beside it are the modules that `lora.modules_to_save` names.
+
+    The rows of an extended vocabulary are trained alone where their table is not trained whole. Of tied tables both
+    are, as one. Raises DataError when no module has a name that is asked for, and DeviceError when some layers of the
+    base are 4-bit and one of the targets is not.
     """
     # The output layer is left out: with tied embeddings it is also the input, which a merge would change with it.
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not model.get_output_embeddings()
-    }
-    names = {name.rsplit(".", 1)[-1] for name in layers}
+    layers = {name: part for name, part in _linear_layers(model).items() if part is not model.get_output_embeddings()}
+    names = {_last(name) for name in layers}
     if missing := sorted(set(lora.target_modules) - names):
         raise DataError(
             f"the base model has no linear layer to adapt named {', '.join(missing)}",
             "train_qlora.lora.target_modules",
             f"choose among: {', '.join(sorted(names))}",
         )
-    targets = [module for name, module in layers.items() if name.rsplit(".", 1)[-1] in lora.target_modules]
-    # modules_to_save would train and save whole tables, and untie tied ones. A tied output follows the input by itself.
-    rows = {name: list(extension.ids) for name in table_names(model)} if extension.ids else None
+    targets = {name: module for name, module in layers.items() if _last(name) in lora.target_modules}
+    _check_four_bit(model, targets)
+    whole, tables = _saved_whole(model, lora), table_names(model)
+    # A tied output follows the input by itself.
+    rows = {name: list(extension.ids) for name in tables if extension.ids and name not in whole} or None
+    remember_start(model, extension, set(tables) & set(whole))
     # PEFT compares the vocabulary with that of the base of this name, and saves whole tables when they differ.
     model.name_or_path = ""
     config = LoraConfig(
@@ -143,15 +179,62 @@ def add_adapter(model: Any, lora: Lora, extension: Extension) -> Any:
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
         target_modules=sorted(lora.target_modules),
-        fan_in_fan_out=any(_stands_for_conv1d(module) for module in targets),
+        fan_in_fan_out=any(_stands_for_conv1d(module) for module in targets.values()),
         bias="none",
+        modules_to_save=whole or None,
+        ensure_weight_tying=len(tables) == 1 and tables[0] in whole,
         trainable_token_indices=rows,
     )
     adapted = get_peft_model(model, config)
-    if rows:
+    if isinstance(output := adapted.get_output_embeddings(), TrainableTokensWrapper):
         # trl 1.16 reads weight and bias of the output layer, and peft 0.21 answers for the weight alone.
-        adapted.get_output_embeddings().register_parameter("bias", None)
+        output.register_parameter("bias", None)
     return adapted
+
+
+def _check_four_bit(model: Any, targets: Mapping[str, torch.nn.Module]) -> None:
+    """Raise DeviceError for a target in 16 bit beside layers in 4 bit: the memory that was counted on is not saved."""
+    wide = [name for name, module in targets.items() if not isinstance(module, Linear4bit)]
+    if wide and four_bit_layers(model):
+        raise DeviceError(
+            f"{len(wide)} of {len(targets)} layers to adapt are not in 4 bit, such as {wide[0]}",
+            "train_qlora.lora.target_modules",
+            f"leave out {', '.join(sorted({_last(name) for name in wide}))}, or set quantization.format: none",
+        )
+
+
+def _saved_whole(model: Any, lora: Lora) -> list[str]:
+    """Full names, sorted, of the modules that `modules_to_save` means; of tied tables both, where it means one.
+
+    PEFT takes every module whose name ends so, and `norm` ends `input_layernorm`: here it is a whole part of the name.
+    """
+    usable = {
+        name
+        for name, module in model.named_modules()
+        if not any(module.children())
+        and any(True for _ in module.parameters())
+        and not isinstance(module, Linear4bit)
+        and _last(name) not in lora.target_modules
+    }
+    chosen: set[str] = set()
+    for wanted in lora.modules_to_save:
+        found = {name for name in usable if f".{name}".endswith(f".{wanted}")}
+        if not found:
+            raise DataError(
+                f"the base model has no module to train whole named {wanted} (adapted and 4-bit layers are none)",
+                "train_qlora.lora.modules_to_save",
+                f"choose among: {', '.join(sorted({_last(name) for name in usable}))}",
+            )
+        chosen |= found
+    ends = {
+        name
+        for name, module in model.named_modules()
+        if module is model.get_input_embeddings() or module is model.get_output_embeddings()
+    }
+    # Both: PEFT knows tied tables by the output's name, whatever an architecture calls the input.
+    if len(table_names(model)) == 1 and chosen & ends:
+        chosen |= ends
+    return sorted(chosen)
 
 
 def _stands_for_conv1d(layer: torch.nn.Module) -> bool:
@@ -161,7 +244,7 @@ def _stands_for_conv1d(layer: torch.nn.Module) -> bool:
 
 
 def attach_adapter(model: Any, adapter: Path) -> Any:
-    """Wrap `model` with the trained adapter of a folder, for inference."""
+    """Wrap `model` with the trained adapter of a folder, for inference; modules saved whole get the model's dtype."""
     return PeftModel.from_pretrained(model, str(adapter), is_trainable=False).eval()
 
 
@@ -180,5 +263,8 @@ def save_adapter(model: Any, target: Path) -> None:
     config = read_json(target / "adapter_config.json")
     # PEFT keeps target_modules as a set, and the path of the base as it was given.
     config["target_modules"] = sorted(config["target_modules"])
+    # PEFT leaves tied tables out of its list, and then knows those tables alone again that it knows by name.
+    whole = [name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    config["modules_to_save"] = sorted(name.removeprefix(PEFT_PREFIX) for name in whole) or None
     config["base_model_name_or_path"] = None
     write_json(target / "adapter_config.json", config)

@@ -1,4 +1,4 @@
-"""models/base and the model in training -> trained_on.json beside an adapter: the weights that it was trained on.
+"""models/base and the model in training -> what trained_on.json says beside an adapter: the weights it was trained on.
 
 An adapter fits no other weights. Merged onto another checkpoint it gives nonsense, or the base again, without an error.
 """
@@ -12,10 +12,8 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from finetune.errors import DataError
-from finetune.io import read_json, sha256_file, write_json
-from finetune.sections import Quantization
-from finetune.training.model import BASE_FILE, attach_adapter, load_extended, save_adapter
-from finetune.training.vocabulary import Extension
+from finetune.io import read_json, sha256_file
+from finetune.training.model import BASE_FILE
 
 TRAINED_ON_FILE = "trained_on.json"
 RETRAIN = "dvc repro --force --single-item train_qlora"
@@ -41,12 +39,6 @@ def describe(base: Path, model: Any) -> dict[str, Any]:
     # transformers gives all layers the same ones.
     four_bit = {"layers": sorted(layers), **settings[0]} if layers else None
     return {"base": describe_base(base), "four_bit": four_bit}
-
-
-def save_with_base(model: Any, trained_on: dict[str, Any], target: Path) -> None:
-    """Write the adapter of a trained model, and beside it what `describe` said of its base."""
-    save_adapter(model, target)
-    write_json(target / TRAINED_ON_FILE, trained_on)
 
 
 def describe_base(base: Path) -> dict[str, Any]:
@@ -82,21 +74,6 @@ def read_trained_on(adapter: Path, base: Path) -> dict[str, Any] | None:
         )
     four_bit: dict[str, Any] | None = content["four_bit"]
     return four_bit
-
-
-def load_trained(
-    base: Path,
-    adapter: Path,
-    extension: Extension,
-    four_bit: dict[str, Any] | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Any:
-    """Base and adapter for inference, the base in 4 bit as trained_on.json says; None: as it is, in `dtype`."""
-    quantization = None
-    if four_bit is not None:
-        quantization = Quantization(format=four_bit["kind"], double_quantization=four_bit["double_quantization"])
-    return attach_adapter(load_extended(base, extension, quantization, dtype, device), adapter)
 
 
 def to_device_with_room(model: Any, device: torch.device) -> Any:

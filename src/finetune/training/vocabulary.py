@@ -1,11 +1,12 @@
 """models/tokenizer/extension.json -> the rows of a base's embedding tables that are made anew and trained.
 
 An extended vocabulary takes rows in three ways: behind the base's last row, in its padding, and in place of a reserved
-token. All three start from the same row, and only they are trained beside the adapter.
+token. All three start from the same row. Beside an adapter only they are trained, unless their table is trained whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from finetune.io import read_json
 
 EXTENSION_FILE = "extension.json"
 ROWS_PER_SUM = 4096
+START = "new_rows_at_start"
 
 
 @dataclass(frozen=True)
@@ -94,20 +96,36 @@ def starting_row(weight: torch.Tensor, ids: tuple[int, ...]) -> torch.Tensor:
     return (total / (len(weight) - len(own))).to(torch.bfloat16)
 
 
+def remember_start(model: Any, extension: Extension, tables: Iterable[str]) -> None:
+    """Note beside each of these tables, which are about to be trained whole, how the rows of new tokens start."""
+    for name in tables if extension.ids else ():
+        table = model.get_submodule(name)
+        rows = list(extension.ids)
+        # A copy where the table is: the model may be one without values, on the device meta.
+        setattr(table, START, (rows, table.weight.detach()[rows]))
+
+
 def unmoved_tokens(model: Any) -> int:
     """How many new tokens have a row that still holds its starting values: no training row has such a token.
 
     Raises DataError when no row of any of them moved.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, TrainableTokensLayer) and not layer.tied_adapter]
-    moved = [
-        (layer.trainable_tokens_delta["default"] != layer.trainable_tokens_original["default"]).any(dim=1).tolist()
-        for layer in layers
-    ]
-    if layers and not any(map(any, moved)):
+    moved = [rows.any(dim=1).tolist() for rows in _moved_values(model)]
+    if moved and not any(map(any, moved)):
         raise DataError(
             f"not one row of the {len(moved[0])} new tokens moved in training",
             "train_qlora",
             "raise train_qlora.learning_rate or the number of steps",
         )
     return sum(not all(rows) for rows in zip(*moved, strict=True))
+
+
+def _moved_values(model: Any) -> Iterator[torch.Tensor]:
+    """For each table, which values [new tokens, width] are no longer those of the start."""
+    for module in model.modules():
+        if isinstance(module, TrainableTokensLayer) and not module.tied_adapter:
+            yield module.trainable_tokens_delta["default"].cpu() != module.trainable_tokens_original["default"].cpu()
+        # PEFT trains a copy of the table, and keeps the table itself with the same note.
+        elif START in vars(module) and module.weight.requires_grad:
+            rows, start = vars(module)[START]
+            yield module.weight.detach()[rows].cpu().float() != start.cpu().float()

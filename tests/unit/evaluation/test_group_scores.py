@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_bytes import byte_level_tokenizer
+from training_settings import make_lora
 
 from finetune.errors import DataError
 from finetune.evaluation.group_scores import base_and_tuned, score_groups
 from finetune.evaluation.perplexity import model_logits
-from finetune.sections import Lora
 from finetune.training.model import add_adapter, load_base
 from finetune.training.vocabulary import Extension
 
@@ -34,7 +34,7 @@ def test_scores_are_summed_by_source_and_group() -> None:
 def test_base_is_the_model_without_its_adapter(tiny_base: Path) -> None:
     device = torch.device("cpu")
     expected = model_logits(load_base(tiny_base, None, torch.float32, device))([1, 4, 9])
-    lora = Lora(rank=2, alpha=2, dropout=0.0, use_dora=False, use_rslora=False, target_modules=["q_proj"])
+    lora = make_lora(rank=2, alpha=2, target_modules=["q_proj"])
     model = add_adapter(load_base(tiny_base, None, torch.float32, device), lora, Extension((), 0)).eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

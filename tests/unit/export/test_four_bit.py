@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from finetune.errors import ExportError
 from finetune.export.four_bit import DEQUANTIZED, ORIGINAL, FourBit, ways_to_merge
-from finetune.sections import Quantization
 from finetune.training.model import load_base
 from finetune.training.trained_on import describe
+from finetune.training_sections import Quantization
 
 CPU = torch.device("cpu")
 

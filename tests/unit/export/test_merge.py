@@ -9,13 +9,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from training_settings import make_lora
 from transformers import AutoModelForCausalLM
 
 from finetune.errors import ExportError
 from finetune.export.merge import check_disk, check_memory, check_reload, merge_shards
 from finetune.export.weights import count_parameters, shards_of
 from finetune.io import read_json, sha256_tree, write_json
-from finetune.sections import Lora
 from finetune.training.model import add_adapter, attach_adapter, load_base, load_extended, save_adapter
 from finetune.training.vocabulary import Extension
 
@@ -150,7 +150,7 @@ def make_extended_adapter(base: Path, folder: Path, ids: tuple[int, ...] = NEW_I
     """An adapter with LoRA weights and rows of new tokens, all moved from their start."""
     torch.manual_seed(1)
     extension = Extension(ids, ids[-1] + 1)
-    lora = Lora(rank=4, alpha=8, dropout=0.0, use_dora=False, use_rslora=False, target_modules=["q_proj", "down_proj"])
+    lora = make_lora(target_modules=["q_proj", "down_proj"])
     model = add_adapter(load_extended(base, extension, None, torch.float32, CPU), lora, extension)
     for name, parameter in model.named_parameters():
         if "lora_B" in name or "trainable_tokens" in name:

@@ -10,17 +10,20 @@ import pytest
 import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
+from training_settings import make_lora
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from finetune.errors import DataError, ExportError
 from finetune.export.four_bit import ways_to_merge
 from finetune.export.merge import each_way, merge_shards, reload
 from finetune.io import read_json, sha256_tree, write_json
-from finetune.sections import Lora, Merge, Quantization
+from finetune.sections import Merge
 from finetune.stages.merge import run
+from finetune.training.method import load_trained, save_trained
 from finetune.training.model import add_adapter, load_base
-from finetune.training.trained_on import describe, load_trained, read_trained_on, save_with_base
+from finetune.training.trained_on import describe, read_trained_on
 from finetune.training.vocabulary import Extension
+from finetune.training_sections import Quantization
 
 CPU = torch.device("cpu")
 KEPT = Extension((), 0)
@@ -35,11 +38,11 @@ def make_adapter(base: Path, folder: Path, quantization: Quantization, **options
     plain = {"use_dora": False, "use_rslora": False, "target_modules": ["q_proj", "down_proj"], **options}
     model = load_base(base, quantization, torch.float32, CPU)
     trained_on = describe(base, model)
-    model = add_adapter(model, Lora(rank=4, alpha=8, dropout=0.0, **plain), KEPT)
+    model = add_adapter(model, make_lora(**plain), KEPT)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
-    save_with_base(model, trained_on, folder)
+    save_trained(model, trained_on, folder)
     return folder
 
 

@@ -15,11 +15,13 @@ from run_files import metrics, write_run
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from finetune import tracking
 from finetune.errors import DataError, TrackingError
 from finetune.io import read_json, sha256_tree, write_json, write_text
 from finetune.params import load_params
+from finetune.run_report.facts import RUN_CARD_FILE
 from finetune.stages import register as stage
+from finetune.tracking.client import QUICK, connect, find_experiment
+from finetune.tracking.registry import ADAPTER_TAG, ask_registered
 
 WORDS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", *"abcdefghijklmnopqrstuvwx"]
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -46,6 +48,9 @@ def make_outputs(root: Path, base: Path) -> list[Path]:
     save_merged(root / "models/merged", base)
     shutil.copytree(base, root / "models/base")
     write_run(root, metrics())
+    card = read_json(root / RUN_CARD_FILE)
+    card["sha256"]["adapter"] = sha256_tree(root / "models/adapter")
+    write_json(root / RUN_CARD_FILE, card)
     made, data = root / "models", root / "data"
     return [
         *(made / name for name in ("adapter", "merged", "gguf", "ollama")),
@@ -79,9 +84,14 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, untied_base: Path) -> Iter
         patch.setenv("DVC_ROOT", str(root))
         patch.setenv("MLFLOW_TRACKING_URI", "")
         patch.setenv("FINETUNE_IMAGE", "image@sha256:12")
-        with tracking.TrainingMirror(argv[4]) as mirror:
-            mirror.log(1, {"train_loss": 4.0, "learning_rate": 0.001, "gradient_norm": 1.0, "trained_tokens": 10.0})
-            mirror.finish(sha256_tree(argv[0]))
+        # What the mirror leaves of a training that lost its MLflow after the first step.
+        client = connect(QUICK)
+        run_id = client.create_run(
+            find_experiment(client, "finetune"), tags={ADAPTER_TAG: sha256_tree(argv[0])}
+        ).info.run_id
+        for name in ("train_loss", "learning_rate", "gradient_norm", "trained_tokens"):
+            client.log_metric(run_id, name, 4.0, step=1)
+        client.set_terminated(run_id, "FINISHED")
         first = register(argv)
         assert register(argv) == first
         yield argv
@@ -154,6 +164,8 @@ def test_the_trained_run_is_completed_not_doubled(outputs: list[Path]) -> None:
         for entry in client.list_artifacts(run.info.run_id, folder)
     }
     assert {"samples.jsonl", "dvc.lock", "dvc.yaml", "params.yaml", "ollama/Modelfile", "plots/train_log.csv"} <= names
+    assert "run_card.json" in names
+    assert "Test GPU" in mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/report/run.html")
     assert {"report/index.html", "report/run.html", "report/README.md", "quantization/samples.jsonl"} <= names
 
 
@@ -167,7 +179,7 @@ def test_the_registry_answers_as_the_merged_model_does(outputs: list[Path]) -> N
     ids = model.generate(**prompt, do_sample=False, max_new_tokens=128)[0, prompt["input_ids"].shape[1] :]
     expected = tokenizer.decode(ids, skip_special_tokens=True)
     assert expected.strip()
-    assert tracking.ask_registered("finetune-smoke@challenger", QUESTION) == expected
+    assert ask_registered("finetune-smoke@challenger", QUESTION) == expected
 
 
 def test_nothing_of_this_machine_is_uploaded(outputs: list[Path]) -> None:
@@ -187,7 +199,7 @@ def test_reference_mode_registers_hashes_without_the_weights(
     assert len(versions) == 1
     assert versions[0].tags["merged_sha256"] == sha256_tree(outputs[1])
     with pytest.raises(TrackingError, match="MLflow failed"):
-        tracking.ask_registered("referred@challenger", QUESTION)
+        ask_registered("referred@challenger", QUESTION)
     # mlflow puts what belongs to no run into ./mlruns.
     assert list(tmp_path.iterdir()) == []
 
@@ -202,6 +214,21 @@ def test_other_params_for_the_same_adapter_get_a_run_of_their_own(outputs: list[
     runs = client.search_runs([client.get_experiment_by_name("finetune").experiment_id])
     assert sorted(run.data.params["evaluate.max_new_tokens"] for run in runs) == ["48", "50"]
     assert {len(client.get_metric_history(run.info.run_id, "train_loss")) for run in runs} == {4}
+
+
+def test_the_card_of_another_adapter_is_not_uploaded(outputs: list[Path], tmp_path: Path) -> None:
+    root = outputs[4].parent
+    card = read_json(root / RUN_CARD_FILE)
+    write_json(root / RUN_CARD_FILE, {**card, "sha256": {"adapter": "0" * 64}})
+    changed = tmp_path / "params.yaml"
+    write_text(changed, outputs[4].read_text().replace("max_new_tokens: 48", "max_new_tokens: 51"))
+    argv = [*outputs[:4], changed, tmp_path / "registered.json", *outputs[6:]]
+    register(argv, model_name="referred", mode="reference")
+    write_json(root / RUN_CARD_FILE, card)
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("finetune").experiment_id
+    (run,) = client.search_runs([experiment], "params.`evaluate.max_new_tokens` = '51'")
+    assert "run_card.json" not in {entry.path for entry in client.list_artifacts(run.info.run_id)}
 
 
 def test_changed_content_is_a_second_version(outputs: list[Path], tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny_training import CPU, settings, train
+from tiny_training import CPU, train
+from training_settings import make_lora, make_settings
 
 from finetune.errors import DataError
 from finetune.io import read_json, sha256_tree, write_json
-from finetune.sections import Lora
+from finetune.training.checkpoint import load_tensors
 from finetune.training.model import add_adapter, attach_adapter, load_base, load_extended
 from finetune.training.vocabulary import Extension, extend_vocabulary, read_extension, starting_row, unmoved_tokens
 
@@ -23,7 +24,7 @@ BASES = ["tiny_base", "untied_base"]
 INPUT, OUTPUT = (
     f"base_model.model.{module}.token_adapter.trainable_tokens_delta" for module in ("model.embed_tokens", "lm_head")
 )
-SMALL = Lora(rank=2, alpha=4, dropout=0.0, use_dora=False, use_rslora=False, target_modules=["q_proj"])
+SMALL = make_lora(rank=2, alpha=4, target_modules=["q_proj"])
 PROBE = torch.tensor([[1, 5, 6, 29, 7, 30, 9, 2]])
 
 
@@ -95,7 +96,7 @@ def test_rows_are_added_or_found_in_the_padding_and_all_others_stay(
 def test_training_changes_the_named_rows_and_the_adapter_alone(
     quantization: str, base: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    use = settings(epochs=1)
+    use = make_settings(epochs=1)
     use = use.model_copy(update={"quantization": use.quantization.model_copy(update={"format": quantization})})
     fresh = load_extended(base, EXTENSION, use.quantization, torch.float32, CPU).state_dict()
     model, _ = train(base, tiny_tokenizer, tmp_path / "run", tmp_path / "a", use, rows=rows(), extension=EXTENSION)
@@ -119,14 +120,14 @@ def test_training_changes_the_named_rows_and_the_adapter_alone(
     assert config["trainable_token_indices"] == ({"model.embed_tokens": [5, 29, 30]} if is_tied(base) else named)
     assert config["modules_to_save"] is None
     # Whole tables in a checkpoint would make it as large as the base, and come back untied.
-    sealed = load_file(tmp_path / "run/checkpoint-4/adapter_model.safetensors")
-    assert sealed.keys() == saved.keys()
+    sealed = load_tensors(tmp_path / "run/checkpoint-4")
+    assert {name for name in sealed if name.startswith("weights.")} == {f"weights.{name}" for name in trained}
 
 
 def test_a_saved_adapter_gives_the_trained_logits_and_without_it_the_extended_base(
     base: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    use = settings(epochs=1)
+    use = make_settings(epochs=1)
     model, _ = train(base, tiny_tokenizer, tmp_path / "run", tmp_path / "a", use, rows=rows(), extension=EXTENSION)
     loaded = attach_adapter(load_extended(base, EXTENSION, use.quantization, torch.float32, CPU), tmp_path / "a")
     assert torch.equal(logits(loaded), logits(model))
@@ -139,7 +140,7 @@ def test_a_saved_adapter_gives_the_trained_logits_and_without_it_the_extended_ba
 def test_a_run_that_was_cut_ends_in_the_same_rows(base: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
     def run(name: str, mirror: Any = None) -> list[Any]:
         folder, target = tmp_path / name, tmp_path / f"{name}-adapter"
-        use = settings(gradient_checkpointing=True)
+        use = make_settings(gradient_checkpointing="full")
         return train(base, tiny_tokenizer, folder, target, use, rows=rows(), extension=EXTENSION, mirror=mirror)[1]
 
     class PowerCutError(Exception):
@@ -159,7 +160,7 @@ def test_a_run_that_was_cut_ends_in_the_same_rows(base: Path, tiny_tokenizer: An
 def test_a_token_that_no_row_has_is_counted_and_none_that_moves_is_an_error(
     untied_base: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    use = settings(epochs=1, lora=SMALL)
+    use = make_settings(epochs=1, lora=SMALL)
     # The input row of 30 gets no gradient, its output row does.
     model, _ = train(
         untied_base, tiny_tokenizer, tmp_path / "run", tmp_path / "a", use, rows=rows((5, 29)), extension=EXTENSION

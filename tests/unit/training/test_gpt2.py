@@ -13,7 +13,8 @@ from bitsandbytes.nn import Linear4bit
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from tiny_gpt2 import LAYERS, POSITIONS, TEXTS, VOCABULARY, WIDTH, write_base, write_tokenizer
-from tiny_training import CPU, settings, train
+from tiny_training import CPU, train
+from training_settings import make_lora, make_settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.errors import DataError
@@ -22,9 +23,9 @@ from finetune.export import gguf
 from finetune.export.gguf_vocab import read_facts
 from finetune.export.merge import check_reload, merge_shards
 from finetune.io import read_json, write_json
-from finetune.sections import Lora, Quantization
 from finetune.training.model import add_adapter, attach_adapter, four_bit_layers, load_base, load_extended, save_adapter
 from finetune.training.vocabulary import Extension, read_extension, unmoved_tokens
+from finetune.training_sections import Lora, Quantization
 
 TARGETS = ["c_proj", "c_attn", "c_fc"]
 PAD = VOCABULARY
@@ -33,8 +34,7 @@ PLAIN, NF4 = (Quantization(format=name, double_quantization=False) for name in (
 
 
 def lora(**changes: Any) -> Lora:
-    plain = {"rank": 4, "alpha": 8, "dropout": 0.0, "use_dora": False, "use_rslora": False, "target_modules": TARGETS}
-    return Lora(**{**plain, **changes})
+    return make_lora(**{"target_modules": TARGETS, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,9 @@ def test_packed_documents_do_not_see_each_other(base: Path, tokenizer: Path, tmp
     write_json(still / "config.json", {**read_json(base / "config.json"), **dropouts})
     (still / "model.safetensors").hardlink_to(base / "model.safetensors")
     for name, packs in (("packed", [[first, second], [third]]), ("alone", [[first], [second], [third]])):
-        use = settings(quantization=PLAIN, epochs=1, lora=lora(), micro_batch_rows=len(packs))
+        use = make_settings(
+            quantization=PLAIN, epochs=1, lora=lora(), batch_rows=len(packs), micro_batch_rows=len(packs)
+        )
         _, entries = train(still, words, tmp_path / name, tmp_path / f"{name}-adapter", use, rows=packed(packs))
         losses.append(entries[0]["train_loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
@@ -206,7 +208,7 @@ def merged(base: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
     """Trained with `<|pad|>`, which no row has, merged and proven as the stages do; with its tokenizer."""
     folder, extension = tmp_path_factory.mktemp("merged"), read_extension(tokenizer)
     words = AutoTokenizer.from_pretrained(tokenizer)
-    use = settings(quantization=PLAIN, epochs=2, lora=lora(), learning_rate=0.003)
+    use = make_settings(quantization=PLAIN, epochs=2, lora=lora(), learning_rate=0.003)
     rows = packed([documents(at, 2) for at in range(6)])
     run, adapter = (tmp_path_factory.mktemp(name) for name in ("run", "adapter"))
     model, entries = train(base, words, run, adapter, use, rows=rows, extension=extension)

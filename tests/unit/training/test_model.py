@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune.errors import DataError, DeviceError
 from finetune.io import sha256_file, write_json
-from finetune.sections import Quantization, TrainQlora
+from finetune.log import logger
 from finetune.training.device import check_hardware
 from finetune.training.model import four_bit_layers, load_base, locate_base, verify_base
+from finetune.training_sections import Quantization, TrainQlora
 
 CPU = torch.device("cpu")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -82,3 +84,28 @@ def test_rows_that_bitsandbytes_reads_wrongly_on_a_cpu_are_refused(tmp_path: Pat
             load_base(tmp_path, nf4, torch.float32, cpu)
     else:
         assert four_bit_layers(load_base(tmp_path, nf4, torch.float32, cpu)) == 7
+
+
+@pytest.mark.parametrize("wanted", ["none", "nf4"])
+def test_a_base_that_is_quantised_itself_is_refused(tiny_base: Path, tmp_path: Path, wanted: str) -> None:
+    nf4 = Quantization(format="nf4", double_quantization=True)
+    load_base(tiny_base, nf4, torch.float32, CPU).save_pretrained(tmp_path)
+    write_json(tmp_path / "base.json", {"kind": "scratch"})
+    settings = Quantization(format=wanted, double_quantization=False)
+    with pytest.raises(DataError, match=r"own weights are quantised \(bitsandbytes\)(.|\n)*of 16-bit weights"):
+        load_base(tmp_path, settings, torch.float32, CPU)
+
+
+def test_every_linear_layer_is_four_bit_but_the_output_and_none_without_quantisation(
+    untied_base: Path, conv1d_base: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logger, "propagate", True)
+    caplog.set_level(logging.INFO, logger="finetune")
+    formats = {name: Quantization(format=name, double_quantization=False) for name in ("none", "nf4", "fp4")}
+    for base, layers in ((untied_base, 7), (conv1d_base, 4)):
+        assert four_bit_layers(load_base(base, formats["none"], torch.float32, CPU)) == 0
+        assert caplog.messages == []
+        for name in ("nf4", "fp4"):
+            assert four_bit_layers(load_base(base, formats[name], torch.float32, CPU)) == layers
+            assert caplog.messages == [f"{layers} layers in 4 bit; not in 4 bit: lm_head"]
+            caplog.clear()

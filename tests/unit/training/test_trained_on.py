@@ -9,9 +9,10 @@ from peft import LoraConfig, get_peft_model
 
 from finetune.errors import DataError
 from finetune.io import read_json, sha256_file, sha256_tree, write_json
-from finetune.sections import Quantization
+from finetune.training.method import save_trained
 from finetune.training.model import load_base
-from finetune.training.trained_on import describe, describe_base, read_trained_on, save_with_base, to_device_with_room
+from finetune.training.trained_on import describe, describe_base, read_trained_on, to_device_with_room
+from finetune.training_sections import Quantization
 
 CPU = torch.device("cpu")
 LAYERS = [
@@ -33,7 +34,7 @@ def adapter_of(base: Path, folder: Path, quantization: Quantization | None) -> P
     trained_on = describe(base, model)
     torch.manual_seed(1)
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
-    save_with_base(adapted, trained_on, folder)
+    save_trained(adapted, trained_on, folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Settings, rows and one training run at the scale of the tiny base models of conftest.py."""
+"""Rows and one training run at the scale of the tiny base models of conftest.py."""
 
 from __future__ import annotations
 
@@ -8,40 +8,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from finetune.sections import Lora, Quantization, TrainQlora
 from finetune.training import loop
 from finetune.training.device import make_deterministic
 from finetune.training.model import add_adapter, load_extended, save_adapter
 from finetune.training.vocabulary import Extension
+from finetune.training_sections import TrainQlora
 
 CPU = torch.device("cpu")
 KEPT = Extension((), 0)
-TARGETS = ["v_proj", "q_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
-
-
-def settings(**changes: Any) -> TrainQlora:
-    return TrainQlora(
-        **{
-            "quantization": Quantization(format="nf4", double_quantization=True),
-            "compute_dtype": "float32",
-            "lora": Lora(rank=4, alpha=8, dropout=0.1, use_dora=False, use_rslora=False, target_modules=TARGETS),
-            "epochs": 2,
-            "micro_batch_rows": 2,
-            "gradient_accumulation_steps": 1,
-            "learning_rate": 0.03,
-            "scheduler": "cosine",
-            "warmup_share": 0.1,
-            "weight_decay": 0.0,
-            "max_gradient_norm": 1.0,
-            "optimizer": "adamw_torch_fused",
-            "gradient_checkpointing": False,
-            "log_every_steps": 1,
-            "evaluate_every_steps": 5,
-            "save_every_steps": 2,
-            "keep_checkpoints": 2,
-            **changes,
-        }
-    )
 
 
 def packed_rows() -> list[dict[str, Any]]:
@@ -63,6 +37,7 @@ def train(
     rows: Dataset | None = None,
     extension: Extension = KEPT,
     mirror: Any = None,
+    validate: Any = None,
 ) -> tuple[Any, list[Any]]:
     """Train an adapter and save it in `target`; returns the model and the log."""
     make_deterministic(3, 1)
@@ -75,8 +50,9 @@ def train(
         use,
         seed=3,
         folder=folder,
-        validate=lambda model: 1.5,
-        mirror=mirror or (lambda step, metrics: None),
+        validate=validate or (lambda model: 1.5),
+        begin=lambda step: None,
+        seen=mirror or (lambda step, tokens: None),
     )
     save_adapter(model, target)
     return model, entries
