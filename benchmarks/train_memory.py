@@ -23,8 +23,8 @@ pin_cpu_code_path()
 
 import torch  # noqa: E402
 from process_tree import machine  # noqa: E402
+from throughput_case import driver, random_model, settings_of  # noqa: E402
 from throughput_work import FULL, MINIATURE  # noqa: E402
-from train_throughput import driver, random_model, settings_of  # noqa: E402
 from transformers import LlamaConfig  # noqa: E402
 from trl.trainer.utils import add_fused_lm_head  # noqa: E402
 

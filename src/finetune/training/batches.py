@@ -138,6 +138,13 @@ def _sums(values: Any, lengths: Any) -> Any:
     return np.diff(ends, prepend=0)
 
 
+def trained_until(windows: Windows, trained: Rows, step: int, skipped: Sequence[int]) -> int:
+    """Trained tokens of the first `step` steps, without those of `skipped` ones; steps count from 1."""
+    epochs, rest = divmod(step, windows.steps_per_epoch)
+    counted = epochs * int(trained.sum()) + int(trained[windows.first_rows(epochs, rest)].sum())
+    return counted - sum(int(trained[windows.of_step(each - 1)].sum()) for each in skipped)
+
+
 def check_batches(windows: Windows, trained: Sequence[int] | Any, epochs: int) -> None:
     """Raise DataError for an optimizer step whose rows hold no trained token: its loss would be 0 divided by 0."""
     empty = np.asarray(trained) == 0

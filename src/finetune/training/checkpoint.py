@@ -137,6 +137,11 @@ def remove_finished(runs: Path, but: str) -> None:
             _remove(mark.parent)
 
 
+def begin(folder: Path) -> None:
+    """Take back that a run has ended: what is forced to run again must not be removed while it does."""
+    (folder / FINISHED).unlink(missing_ok=True)
+
+
 def tidy(folder: Path) -> None:
     """Remove what a killed run left half written or half removed."""
     for left in folder.glob(".checkpoint-*"):

@@ -14,6 +14,7 @@ from peft import PeftModel
 from pyarrow import ArrowInvalid
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 from trl import SFTConfig
+from trl.trainer.utils import add_fused_lm_head
 
 from finetune.errors import DataError, NotFiniteError, StoppedError
 from finetune.log import logger
@@ -61,6 +62,7 @@ def train(
     writes = int(os.environ.get("RANK", "0")) == 0
     if writes:
         checkpoint.tidy(folder)
+        checkpoint.begin(folder)
     newest = checkpoint.newest_intact(folder)
     done = checkpoint.step_of(newest) if newest else 0
     journal = Journal(folder, done, writes=writes)
@@ -99,11 +101,19 @@ def make_trainer(
     # bytes; a whole table of `modules_to_save` would start from rounded values.
     values = {name: weight.data for name, weight in trained_weights(model).items()}
     trainer = ExactTrainer(run, rows, journal, model=model, args=args, processing_class=tokenizer)
+    _score_labels_only(trainer.model)
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     for name, weight in trained_weights(trainer.model).items():
         weight.data = values[name].to(weight.device)
     return trainer
+
+
+def _score_labels_only(model: Any) -> None:
+    """Let TRL's fused output layer leave out the entropy and the best token that it computes for its own metrics."""
+    causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    del causal.forward
+    add_fused_lm_head(causal)
 
 
 def _train(trainer: ExactTrainer, newest: Path | None) -> None:

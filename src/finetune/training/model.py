@@ -11,6 +11,7 @@ from bitsandbytes.nn import Linear4bit
 from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -40,9 +41,12 @@ def locate_base(base: Path) -> Path:
 
 
 def verify_base(base: Path) -> None:
-    """Compare every cached file of a Hub base with the manifest's SHA-256; raises DataError for the first fault."""
+    """Compare every cached file of a Hub base with the manifest's SHA-256; raises DataError for the first fault.
+
+    The files of a scratch base are an out of DVC's, and have no manifest.
+    """
     folder = locate_base(base)
-    for file in read_json(base / BASE_FILE)["files"]:
+    for file in read_json(base / BASE_FILE).get("files", []):
         path = folder / file["path"]
         if not path.is_file():
             raise DataError("file of the base model is missing from the Hub cache", path, REFETCH)
@@ -79,16 +83,20 @@ def load_base(
             bnb_4bit_compute_dtype=dtype,
         )
     form = AutoConfig.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        weights,
-        dtype=dtype,
-        device_map={"": device},
-        quantization_config=config,
-        attn_implementation=attention or mask_attention(form),
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            weights,
+            dtype=dtype,
+            device_map={"": device},
+            quantization_config=config,
+            attn_implementation=attention or mask_attention(form),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except SafetensorError as fault:
+        remedy = REFETCH if weights != base else "dvc repro --force --single-item base"
+        raise DataError(f"the base model's weights cannot be read: {fault}", weights, remedy) from fault
     if config is not None:
         _pin_four_bit_layers(model)
     return model.requires_grad_(False)
@@ -258,7 +266,11 @@ def keep_adapter_float32(model: Any) -> None:
 def save_adapter(model: Any, target: Path) -> None:
     """Write adapter weights and a configuration whose bytes depend on neither hash seed nor location."""
     target.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(target), safe_serialization=True)
+    try:
+        model.save_pretrained(str(target), safe_serialization=True)
+    except SafetensorError as fault:
+        remedy = "free some space, then `dvc repro`, which goes on from the last checkpoint"
+        raise DataError(f"the adapter could not be written ({fault})", target, remedy) from fault
     (target / "README.md").unlink(missing_ok=True)
     config = read_json(target / "adapter_config.json")
     # PEFT keeps target_modules as a set, and the path of the base as it was given.

@@ -24,11 +24,16 @@ def summarise(model: Any, entries: Sequence[LogEntry]) -> dict[str, Any]:
     """Steps, last losses, counts; raises DataError when rows of new tokens were to be trained and none moved."""
     return {
         "steps": entries[-1]["step"],
-        **{name: entries[-1][name] for name in FIGURES},
+        # The last entry has no loss where its steps were skipped.
+        **{name: _last(entries, name) for name in FIGURES},
         "trainable_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         "four_bit_layers": four_bit_layers(model),
         "unmoved_tokens": unmoved_tokens(model),
     }
+
+
+def _last(entries: Sequence[LogEntry], name: str) -> float | None:
+    return next((entry[name] for entry in reversed(entries) if entry[name] is not None), None)
 
 
 def write_card(

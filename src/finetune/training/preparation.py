@@ -26,12 +26,14 @@ from finetune.training.device import (
 )
 from finetune.training.distribution import check_strategy
 from finetune.training.layer_kernels import liger_arguments
-from finetune.training.model import locate_base
+from finetune.training.model import locate_base, verify_base
 from finetune.training.vocabulary import Extension
 from finetune.training_sections import TrainQlora
 
 LIGER = ("liger-kernel",)
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
+# Neither changes a byte of a result, and a user may change them to get on where a disk was full.
+CHANGEABLE = {"save_every_steps", "keep_checkpoints"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def prepare(base: Path, extension: Extension, settings: TrainQlora, sizes: RowSi
     if not settings.deterministic:
         allow_any_kernel()
     check_hardware(settings, device)
+    # The Hub cache is outside of DVC's sight; a bit flipped in it since the base stage would train in silence.
+    verify_base(base)
     check_strategy(settings)
     config = AutoConfig.from_pretrained(locate_base(base), trust_remote_code=False, local_files_only=True)
     liger_arguments(settings, config.model_type, device)
@@ -99,7 +103,7 @@ def key_of(prepared: Prepared, inputs: Mapping[str, str], seed: int, cpu_threads
     return run_key(
         {
             "inputs": dict(inputs),
-            "params": [prepared.settings.model_dump(), seed, cpu_threads],
+            "params": [prepared.settings.model_dump(exclude=CHANGEABLE), seed, cpu_threads],
             "machine": [prepared.device_name, prepared.attention],
             "libraries": {name: version(name) for name in LIBRARIES + LIGER * prepared.settings.liger_kernels},
             "code": code_hash(),

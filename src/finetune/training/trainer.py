@@ -14,15 +14,13 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast, gather_object
 from datasets import Dataset
-from peft import PeftModel
 from torch.utils.data import DataLoader
 from trl import SFTTrainer
-from trl.trainer.utils import add_fused_lm_head
 
 from finetune.errors import DeviceError
 from finetune.io import read_json
 from finetune.log import logger
-from finetune.training.batches import PackedRows, ProcessBatches, RowSizes, Windows
+from finetune.training.batches import PackedRows, ProcessBatches, RowSizes, Windows, trained_until
 from finetune.training.checkpoint import drop_before, load_tensors, prune, save
 from finetune.training.device import GIB
 from finetune.training.guard import FiniteGuard, check_weights
@@ -50,13 +48,6 @@ class Run:
     wish: StopWish
 
 
-def _score_labels_only(model: Any) -> None:
-    """Let TRL's fused output layer leave out the entropy and the best token that it computes for its own metrics."""
-    causal = model.get_base_model() if isinstance(model, PeftModel) else model
-    del causal.forward
-    add_fused_lm_head(causal)
-
-
 class ExactTrainer(SFTTrainer):  # type: ignore[misc]
     """Trains on packed rows so that a run killed at any moment and started again ends in the same bytes."""
 
@@ -65,7 +56,6 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
 
     def __init__(self, run: Run, rows: Dataset, journal: Journal, **arguments: Any) -> None:
         super().__init__(train_dataset=rows, **arguments)
-        _score_labels_only(self.model)
         self.run, self.journal = run, journal
         self.guard = FiniteGuard(run.windows, run.settings.max_skipped_steps)
         self.parts, self.tokens = 1, 0
@@ -186,7 +176,11 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         if validates or step % settings.log_every_steps == 0:
             self._log_step(float(grad_norm), float(learning_rate), validates)
         stops = self.stopped = self._wishes_to_stop()
-        if last or stops or self.stopped_early or step % settings.save_every_steps == 0:
+        due = step % settings.save_every_steps == 0
+        if due:
+            self.guard.check()
+        # One of several steps that are skipped in a row is no state to roll back to.
+        if last or stops or self.stopped_early or (due and step not in self.guard.skipped):
             self._save_checkpoint(model, None)
         self.control.should_training_stop = stops or self.stopped_early
 
@@ -198,20 +192,21 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         return wish
 
     def _log_step(self, gradient_norm: float, learning_rate: float, validates: bool) -> None:
-        skipped = set(self.guard.check())
-        total = self.accelerator.reduce(torch.stack([loss for _, loss in self._step_losses]), "mean").tolist()
-        losses = [loss for (step, _), loss in zip(self._step_losses, total, strict=True) if step not in skipped]
+        self.guard.check()
+        # A checkpoint since the last entry may have asked the guard before.
+        skipped = set(self.guard.skipped)
+        losses = [loss for step, loss in self._unlogged() if step not in skipped]
         step, first = self._finished_step, self._step_losses[0][0]
         self._step_losses = []
-        if not losses:
+        if not losses and not validates:
             return  # Every step since the last entry was skipped: there is no loss to speak of.
         entry: LogEntry = {
             "step": step,
-            "train_loss": sum(losses) / len(losses),
+            "train_loss": sum(losses) / len(losses) if losses else None,
             "validation_loss": self._validate() if validates else None,
             "learning_rate": learning_rate,
             "gradient_norm": None if step in skipped else gradient_norm,
-            "trained_tokens": self._trained_tokens(step),
+            "trained_tokens": trained_until(self.run.windows, self.run.sizes.trained, step, self.guard.skipped),
             "skipped_steps": len(self.guard.skipped),
         }
         check_finite(entry)
@@ -220,6 +215,13 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         if validates:
             self._judge_validation(step)
 
+    def _unlogged(self) -> list[tuple[int, float]]:
+        """Step and loss, over all processes, of the steps since the last entry."""
+        if not self._step_losses:
+            return []
+        total = self.accelerator.reduce(torch.stack([loss for _, loss in self._step_losses]), "mean").tolist()
+        return [(step, loss) for (step, _), loss in zip(self._step_losses, total, strict=True)]
+
     def _report(self, entry: LogEntry, first: int) -> None:
         step, windows = self._finished_step, self.run.windows
         tokens = sum(int(self.run.sizes.tokens[windows.of_step(each - 1)].sum()) for each in range(first, step + 1))
@@ -227,12 +229,6 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         self.run.seen(step, self.tokens)
         if self.bar is not None:
             self.bar.show(step, float(entry["train_loss"] or 0), tokens)
-
-    def _trained_tokens(self, step: int) -> int:
-        windows, trained = self.run.windows, self.run.sizes.trained
-        epochs, rest = divmod(step, windows.steps_per_epoch)
-        counted = epochs * int(trained.sum()) + int(trained[windows.first_rows(epochs, rest)].sum())
-        return counted - sum(int(trained[windows.of_step(each - 1)].sum()) for each in self.guard.skipped)
 
     def _best_step(self) -> int:
         early = self.run.settings.early_stopping
@@ -262,9 +258,10 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         self.guard.check()
         check_weights(self.model)
         generators = gather_object([capture_generators(self.args.device)])
+        unlogged = [(step, loss) for step, loss in self._unlogged() if step not in self.guard.skipped]
         tensors, state = capture(self.model, self.optimizer, self.lr_scheduler, self.accelerator.scaler)
         if self.args.process_index == 0:
-            own = {"parts": self.parts, "skipped": self.guard.skipped, GENERATORS: generators}
+            own = {"parts": self.parts, "skipped": self.guard.skipped, "unlogged": unlogged, GENERATORS: generators}
             content = {"state": {**state, **own}, "trainer_state": dataclasses.asdict(self.state)}
             save(self.run.folder, self.state.global_step, tensors, content)
             prune(self.run.folder, self.run.settings.keep_checkpoints)
@@ -278,11 +275,10 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         self.guard = FiniteGuard(self.run.windows, self.run.settings.max_skipped_steps)
         self._step_losses, self._finished_step = [], -1
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing yet: weights come back together with the optimizer's state."""
+    # Nothing here: weights and gradient scaler come back together with the optimizer's state.
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None: ...
 
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        """Nothing: it is restored with the optimizer."""
+    def _load_scaler(self, checkpoint: str | None) -> None: ...
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -290,6 +286,7 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         tensors, state = load_tensors(Path(checkpoint)), read_json(Path(checkpoint) / STATE)
         restore(self.model, self.optimizer, self.lr_scheduler, self.accelerator.scaler, tensors, state)
         self.parts, self.guard.skipped = state["parts"], state["skipped"]
+        self._step_losses = [(step, torch.tensor(loss, device=self.args.device)) for step, loss in state["unlogged"]]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -79,6 +79,7 @@ def test_a_torn_rwlock_is_recognised(content: str) -> None:
         (rwlock(os.getpid()), f"removed .dvc/tmp/rwlock, of dead PID {os.getpid()}"),
         ('{"read": {"/a"', "removed .dvc/tmp/rwlock, cut while it was written"),
     ],
+    ids=["dead", "number in use again", "torn"],
 )
 def test_a_stale_rwlock_is_removed(root: Path, content: str, said: str) -> None:
     (root / ".dvc/tmp/rwlock").write_text(content)
