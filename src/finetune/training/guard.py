@@ -17,6 +17,8 @@ from finetune.training.batches import Windows
 from finetune.training.sharding import whole
 
 SHOWN_ROWS = 8
+# torch's gradient scaler starts at 65,536 and halves with each step that overflows: so many until it is one.
+SCALE_SEARCH_STEPS = 16
 
 
 class FiniteGuard:
@@ -26,6 +28,7 @@ class FiniteGuard:
         self.windows, self.max_skipped_steps = windows, max_skipped_steps
         self.skipped: list[int] = []
         self._flags: list[tuple[int, torch.Tensor]] = []
+        self._allowed = max_skipped_steps
 
     def watch(self, step: int, gradient_norm: torch.Tensor | float, optimizer: Any, *, scaled: bool) -> None:
         """Note whether the gradients of `step` are finite, and make the optimizer leave the step out if not.
@@ -36,6 +39,7 @@ class FiniteGuard:
         finite = torch.isfinite(torch.as_tensor(gradient_norm))
         self._flags.append((step, finite))
         if scaled:
+            self._allowed = self.max_skipped_steps + SCALE_SEARCH_STEPS
             return
         if takes_flag(optimizer):
             optimizer.found_inf = (~finite).to(torch.float32)
@@ -53,7 +57,7 @@ class FiniteGuard:
             shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + more
             logger.warning("step %d: its gradient is not finite, skipped; packed rows %s", step, shown)
             self.skipped.append(step)
-            if self._in_a_row() > self.max_skipped_steps:
+            if self._in_a_row() > self._allowed:
                 raise NotFiniteError(
                     f"{self._in_a_row()} steps in a row had no finite gradient, the last is step {step} (rows {shown})",
                     "train_qlora",
