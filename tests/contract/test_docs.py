@@ -59,6 +59,7 @@ NOT_HERE = (
     ".tools",
     "mlflow.db",
     "dvc_plots",
+    ".cache",
     "report",
     "recipes/mine",
     "data/mine",
