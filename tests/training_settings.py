@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import LlamaConfig
+
 from finetune.training_sections import CudaMemory, Distribution, Lora, Quantization, TrainQlora
 
 NF4 = Quantization(format="nf4", double_quantization=True)
 PLAIN = Quantization(format="none", double_quantization=False)
 TARGETS = ["v_proj", "q_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
+
+# The shape of Llama 3.1 8B.
+LLAMA_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=131072,
+)
 
 
 def make_lora(**changes: Any) -> Lora:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pynvml
 import pytest
+from mirror_runs import shown_warnings
 
 from finetune.io import write_text
 from finetune.telemetry import Telemetry, read_samples, summarise
@@ -21,12 +21,8 @@ UUID = "GPU-00000000-0000-0000-0000-000000000000"
 
 @pytest.fixture
 def warnings() -> Iterator[list[str]]:
-    shown: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: shown.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("finetune").addHandler(handler)
-    yield shown
-    logging.getLogger("finetune").removeHandler(handler)
+    with shown_warnings() as shown:
+        yield shown
 
 
 def test_processor_memory_and_speed_are_sampled_while_the_block_runs(tmp_path: Path, warnings: list[str]) -> None:

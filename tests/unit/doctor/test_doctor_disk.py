@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from finetune.doctor.disk import (
     GGUF_BITS,
     Disk,
@@ -20,19 +18,9 @@ from finetune.doctor.disk import (
 )
 from finetune.doctor.result import GIB, ok
 from finetune.export.gguf import BITS_PER_WEIGHT
-from finetune.params import Params, load_params
+from finetune.params import Params
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture(scope="module")
-def smoke() -> Params:
-    return load_params(ROOT / "recipes/smoke/params.yaml")
-
-
-@pytest.fixture(scope="module")
-def dolores() -> Params:
-    return load_params(ROOT / "recipes/dolores_v5/params.yaml")
 
 
 def test_bits_of_gguf_types_are_those_that_the_stage_counts_with() -> None:

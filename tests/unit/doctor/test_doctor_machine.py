@@ -32,7 +32,7 @@ from finetune.doctor.budget import (
 from finetune.doctor.libraries import check_libraries, installed, pins_result, python_result, read_pins
 from finetune.doctor.result import GIB, Result, as_json, fault, ok, table, warning, worst
 from finetune.errors import DataError, DeviceError
-from finetune.params import Params, load_params
+from finetune.params import Params
 from finetune.training.batch_plan import BatchPlan
 from finetune.training.memory_model import MemoryEstimate, StillBytes
 
@@ -41,16 +41,6 @@ H200 = Gpu("NVIDIA H200", 139 * GIB, (9, 0), kernels=True)
 ESTIMATE = MemoryEstimate(*([0] * 3), adapter=GIB, gradients=GIB, optimizer=2 * GIB, activations=GIB, head=0,
                           attention_mask=0, workspace=0, context=0)  # fmt: skip
 STILL = StillBytes(3 * GIB, 0, 2 * GIB, 0, 0, 0, layer=GIB)
-
-
-@pytest.fixture(scope="module")
-def smoke() -> Params:
-    return load_params(ROOT / "recipes/smoke/params.yaml")
-
-
-@pytest.fixture(scope="module")
-def dolores() -> Params:
-    return load_params(ROOT / "recipes/dolores_v5/params.yaml")
 
 
 def test_the_table_and_the_json_say_the_same() -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_settings import PLAIN, make_lora, make_settings
-from transformers import LlamaConfig
+from training_settings import LLAMA_8B, PLAIN, make_lora, make_settings
 
 from finetune.errors import DeviceError
 from finetune.training.attention import VARLEN
@@ -25,15 +24,6 @@ QLORA = make_settings(
     batch_rows=32,
     micro_batch_rows="auto",
     gradient_checkpointing="auto",
-)
-LLAMA_8B = LlamaConfig(
-    vocab_size=128256,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    max_position_embeddings=131072,
 )
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from disk_events import copy_of
@@ -21,7 +20,6 @@ from fault_runs import (
     STOPPED,
     TERMINATED,
     Whole,
-    forks_in,
     hashes,
     log_of,
     start_again,
@@ -29,17 +27,6 @@ from fault_runs import (
 from faulty_run import STEPS_PER_EPOCH, Forks
 
 from finetune.training import checkpoint
-
-
-@pytest.fixture(scope="module")
-def forks(tiny_base: Path, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with forks_in(tmp_path_factory.mktemp("forks"), tiny_base, tiny_tokenizer) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def whole(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return Whole(forks, tmp_path_factory.mktemp("whole"))
 
 
 def die_and_start_again(forks: Forks, whole: Whole, place: Path, fatal: int, *, power_fails: bool) -> dict[str, str]:

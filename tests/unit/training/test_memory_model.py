@@ -10,8 +10,7 @@ import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from training_settings import NF4, PLAIN, make_lora, make_settings
-from transformers import LlamaConfig
+from training_settings import LLAMA_8B, NF4, PLAIN, make_lora, make_settings
 
 from finetune.training import memory_model
 from finetune.training.activations import rehearse, rehearse_shapes, with_layers
@@ -27,15 +26,6 @@ KEPT = Extension((), 0)
 NEW = Extension((5, 29, 30), 31)
 SINGLE = Quantization(format="nf4", double_quantization=False)
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LLAMA_8B = LlamaConfig(
-    vocab_size=128256,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    max_position_embeddings=131072,
-)
 QLORA_8B = make_settings(compute_dtype="bfloat16", lora=make_lora(rank=16, alpha=32, target_modules=ALL_LINEAR))
 TOKENS = 61
 TARGETS = {"tiny_base": ALL_LINEAR, "untied_base": ["q_proj", "down_proj"], "conv1d_base": ["c_attn", "c_fc"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,6 @@ from finetune.training.checkpoint import load_tensors, newest_intact
 
 # The order of sums is another one: with a high rate, Adam makes a difference of one bit large.
 SLOW: dict[str, Any] = {"dropout": 0.0, "settings": {"learning_rate": 0.001}}
-
-
-@pytest.fixture(scope="module")
-def forks(tiny_base: Path, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with forks_in(tmp_path_factory.mktemp("forks"), tiny_base, tiny_tokenizer) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def whole(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return Whole(forks, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="module")
