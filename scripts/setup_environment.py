@@ -79,6 +79,9 @@ def make_venv(venv: Path) -> None:
     home = venv / "made-in"
     if home.exists() and home.read_text() == str(venv) and python.exists():
         return
+    if venv.is_symlink():
+        # --clear would empty the environment of another clone.
+        raise SetupError(f"{venv} is a link to {venv.resolve()}\n  remedy: rm {venv}, then run make setup again")
     say(f"new virtual environment with Python {platform.python_version()}")
     try:
         run(sys.executable, "-m", "venv", "--clear", venv)

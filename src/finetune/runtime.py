@@ -23,6 +23,9 @@ PINNED_ENVIRONMENT = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "OPENBLAS_CORETYPE": "Haswell",
     "OPENBLAS_NUM_THREADS": "1",
+    # bitsandbytes hands its fallback kernels to torch.compile, and takes the uncompiled one where that fails: other
+    # bytes with a compiler than without. It also loads the whole compiler at import, 1.3 s before the first step.
+    "TORCHDYNAMO_DISABLE": "1",
     # Fork safety: tokenizers warns and switches off by itself otherwise.
     "TOKENIZERS_PARALLELISM": "false",
     # No stage after fetch may touch the network; fetch lifts this for itself, unless the caller had set it.

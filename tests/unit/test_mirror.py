@@ -56,9 +56,9 @@ def test_a_resumed_training_is_one_run_with_the_whole_curve(
 ) -> None:
     log(tmp_path, 1, 2)
     with mirror:
-        eventually(lambda: statuses(tmp_path) == ["RUNNING"])
-        assert steps(tmp_path) == []
+        assert statuses(tmp_path) == []
         mirror.begin(resumed_from_step=2)
+        eventually(lambda: statuses(tmp_path) == ["RUNNING"])
         eventually(lambda: steps(tmp_path) == [1, 2])
         log(tmp_path, 3)
         log(tmp_path, 1, file="telemetry.jsonl", gpu_0_power_usage_watts=613.2, process=0)

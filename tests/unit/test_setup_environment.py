@@ -93,6 +93,15 @@ def test_an_archive_without_the_converter_is_an_error(script: ModuleType, tmp_pa
     assert not (tmp_path / "convert").exists()
 
 
+def test_the_environment_of_another_clone_is_not_emptied_through_a_link(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/made-in").write_text("elsewhere")
+    (tmp_path / ".venv").symlink_to(tmp_path / "other")
+    with pytest.raises(script.SetupError, match=r"\.venv is a link to .*other\n  remedy: rm "):
+        script.make_venv(tmp_path / ".venv")
+    assert (tmp_path / "other/made-in").read_text() == "elsewhere"
+
+
 @pytest.mark.parametrize(
     ("line", "accepted"), [("cuda: Optional[str] = None", True), ("cuda: Optional[str] = '13.0'", False)]
 )

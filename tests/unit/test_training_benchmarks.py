@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,13 +167,20 @@ log.write_text("{}")
 time.sleep(0.6)
 """
     # The kernel starts a child's peak at the size of the process that starts it: here a small one, as the script is.
-    measure = "import json, sys, train_process; from pathlib import Path; command, folder = sys.argv[1:]; "
-    measure += "print(json.dumps(train_process.measure([sys.executable, '-c', command], Path(folder), {})))"
+    measure = "import json, sys, train_process; from pathlib import Path; code, folder = sys.argv[1:]; "
+    measure += "print(json.dumps(train_process.measure([sys.executable, '-c', code], Path(folder), {})))"
     small = [sys.executable, "-c", measure, code, str(tmp_path)]
     path = {**os.environ, "PYTHONPATH": str(Path(train_process.__file__).parent)}
     cost = json.loads(subprocess.run(small, env=path, capture_output=True, text=True, check=True).stdout)
-    assert 0.3 < cost["first_step_s"] < cost["wall_s"] - 0.4
+    assert cost["wall_s"] > 0.9
     assert 0.0 < cost["peak_rss_gib"] < 1.0
+    shutil.rmtree(tmp_path / ".cache")
+    first = train_process.first_step([sys.executable, "-c", code], tmp_path, {})
+    assert 0.3 < first["first_step_s"] < cost["wall_s"] - 0.4
+    assert 0.0 < first["first_step_cpu_s"] < first["first_step_s"]
+    shutil.rmtree(tmp_path / ".cache")
+    with pytest.raises(subprocess.CalledProcessError, match="returned non-zero exit status 3"):
+        train_process.first_step([sys.executable, "-c", "import sys; sys.exit(3)"], tmp_path, {})
 
 
 @pytest.mark.parametrize(
@@ -180,11 +188,13 @@ time.sleep(0.6)
     [(110.0, 10.0, 365, True), (111.0, 10.0, 365, False), (90.0, 10.1, 365, False), (90.0, 9.0, 364, False)],
 )
 def test_the_process_benchmark_passes_within_its_bars(wall_s: float, first_s: float, steps: int, passed: bool) -> None:
-    plain = {"wall_s": 100.0, "cpu_s": 100.0, "first_step_s": 10.0, "peak_rss_gib": 1.0, "validation_loss": 3.0}
-    ours = {**plain, "wall_s": wall_s, "first_step_s": first_s, "steps": steps}
+    plain = {"wall_s": 100.0, "cpu_s": 100.0, "peak_rss_gib": 1.0, "validation_loss": 3.0}
+    ours = {**plain, "wall_s": wall_s, "steps": steps}
     round_of_each = {"ours": ours, "trl_same_arithmetic": {**plain, "steps": 365}, "trl": {**plain, "steps": 365}}
     round_of_each["trl"]["wall_s"] = 50.0
-    result = train_process.summary([round_of_each] * 3)
+    seconds = {"ours": first_s, "trl_same_arithmetic": 10.0, "trl": 10.0}
+    starts = {way: {"first_step_s": value, "first_step_cpu_s": 9.0} for way, value in seconds.items()}
+    result = train_process.summary([starts] * 3, [round_of_each] * 3)
     assert result["passed"] is passed
     assert result["ours_over_trl_same_arithmetic"]["wall_s"]["of_medians"] == wall_s / 100
     assert result["ours_over_trl"]["wall_s"]["of_medians"] == wall_s / 50

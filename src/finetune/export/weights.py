@@ -43,7 +43,9 @@ MAX_HEADER_BYTES = 100_000_000
 # Values computed at a time: a block and its float32 copies stay in the cache of one core (2 MiB). A larger one leaves
 # it, and of smaller ones the calls cost more.
 BLOCK_VALUES = 1 << 18
-REFETCH = "dvc repro --force --single-item fetch"
+REMAKE = (
+    "dvc repro --force --single-item STAGE: fetch for a base model of the Hub, else the stage that makes this folder"
+)
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,11 @@ def opened(file: Path) -> Iterator[dict[str, Stored]]:
         except ValueError:
             header = None
         if header is None:
-            raise ExportError("is no safetensors file, or is cut short", file, REFETCH)
+            raise ExportError("is no safetensors file, or is cut short", file, REMAKE)
         header.pop("__metadata__", None)
         stored = {name: _stored(name, header[name], handle.fileno(), start, file) for name in sorted(header)}
         if any(each.offset + each.count * each.dtype.itemsize > end for each in stored.values()):
-            raise ExportError("is cut short: its header names more bytes than it has", file, REFETCH)
+            raise ExportError("is cut short: its header names more bytes than it has", file, REMAKE)
         yield stored
 
 
@@ -164,7 +166,7 @@ def _stored(name: str, entry: Mapping[str, Any], descriptor: int, start: int, fi
         )
     first, last = entry["data_offsets"]
     if last - first != math.prod(shape) * dtype.itemsize:
-        raise ExportError(f"is damaged: {name} has {last - first} bytes for the shape {shape}", file, REFETCH)
+        raise ExportError(f"is damaged: {name} has {last - first} bytes for the shape {shape}", file, REMAKE)
     return Stored(dtype, shape, descriptor, start + first)
 
 
@@ -225,7 +227,7 @@ def shards_of(model: Path) -> list[Path]:
         return [model / name for name in sorted(set(read_json(model / INDEX)["weight_map"].values()))]
     if (model / ONE_FILE).is_file():
         return [model / ONE_FILE]
-    raise ExportError("no model.safetensors, nor an index of shards", model, REFETCH)
+    raise ExportError("no model.safetensors, nor an index of shards", model, REMAKE)
 
 
 def count_parameters(model: Path) -> int:

@@ -34,13 +34,18 @@ class TrainingMirror:
         self, log: Path, telemetry: Path, params_file: Path = Path("params.yaml"), *, active: bool = True
     ) -> None:
         self._files, self._active = (params_file, log, telemetry), active
+        self._started = False
         self._process: subprocess.Popen[bytes] | None = None
         self._result: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        """Start the process that sends; it opens the run as soon as MLflow answers."""
-        if not self._active:
-            return self
+        """Nothing is started yet: on two cores the process that sends would hold up the way to the first step."""
+        return self
+
+    def _start(self) -> None:
+        if self._started or not self._active:
+            return
+        self._started = True
         command = [sys.executable, "-m", "finetune.tracking.sender", *map(str, self._files)]
         try:
             # A session of its own: Ctrl-C in the terminal is for the training alone.
@@ -50,10 +55,10 @@ class TrainingMirror:
             os.setpriority(os.PRIO_PROCESS, self._process.pid, NICENESS)
         except OSError as fault:
             logger.warning("no process for MLflow (%s): `make register` copies the curves later", fault)
-        return self
 
     def begin(self, resumed_from_step: int) -> None:
-        """Say that the files hold this run and nothing else, after a log was cut to its checkpoint; 0 is a new run."""
+        """Start the process that sends: the files hold this run and nothing else; 0 is a new run."""
+        self._start()
         self._order({"resumed_from_step": resumed_from_step})
 
     def finish(self, adapter_sha256: str) -> None:
@@ -61,7 +66,8 @@ class TrainingMirror:
         self._result = {"adapter_sha256": adapter_sha256}
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close the run; the exception goes on."""
+        """Close the run, also one that failed before `begin`; the exception goes on."""
+        self._start()
         killed = kind is not None and (not issubclass(kind, Exception) or issubclass(kind, StoppedError))
         self._order({"status": "FINISHED" if kind is None else "KILLED" if killed else "FAILED", **self._result})
         if self._process is not None and not _has_sent_all(self._process):
