@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+REQUIREMENT_FILES = ["data", "train", "export", "pipeline", "serve", "remotes", "dev"]
 COMPILERS_FILE = "llama-compilers.txt"
 CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
 
@@ -80,7 +81,6 @@ def make_venv(venv: Path) -> None:
     if home.exists() and home.read_text() == str(venv) and python.exists():
         return
     if venv.is_symlink():
-        # --clear would empty the environment of another clone.
         raise SetupError(f"{venv} is a link to {venv.resolve()}\n  remedy: rm {venv}, then run make setup again")
     say(f"new virtual environment with Python {platform.python_version()}")
     try:
@@ -287,7 +287,7 @@ def main() -> int:
         "--torch", choices=["", "cpu"], default="", help="cpu: from PyTorch's CPU index; empty: pip's choice"
     )
     parser.add_argument("--no-package", action="store_true", help="do not install this repository's own package")
-    parser.add_argument("--requirements", nargs="+", default=["data", "train", "export", "pipeline", "serve", "dev"])
+    parser.add_argument("--requirements", nargs="+", default=REQUIREMENT_FILES)
     try:
         set_up(parser.parse_args())
     except SetupError as error:

@@ -14,6 +14,7 @@ from finetune.run_report.facts import RUN_CARD_FILE, SPEED_FILE, RunFacts, read_
 
 RECIPE = Path(__file__).parents[1] / "recipes/smoke/params.yaml"
 LOG_COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "gradient_norm", "trained_tokens")
+SCORE_COLUMNS = ("source", "rows_sha256", "tokens", "bytes", "base_nats", "tuned_nats")
 TAGS = {
     "git.commit": "12" * 20,
     "git.dirty": "false",
@@ -207,6 +208,8 @@ def write_run(root: Path, numbers: dict[str, Any]) -> None:
     write_json(root / "data/base_manifest.json", {"kind": "scratch"})
     sample = {"source": "chat", "prompt": f"Bonjour {HOSTILE}", "reference": "Oui.", "base": "", "tuned": HOSTILE}
     write_jsonl(root / "data/evaluation/samples.jsonl", [sample])
+    scores = [("chat", f"{number:02x}" * 32, 20, 80, 90.0, 60.0 + number) for number in range(30)]
+    write_csv(root / "data/evaluation/test_scores.csv", SCORE_COLUMNS, scores)
     answers = {"F16": HOSTILE, "Q8_0": "Oui, bien sûr."}
     row = {key: sample[key] for key in ("source", "prompt", "reference")}
     write_jsonl(root / "data/quantization/samples.jsonl", [{**row, "answers": answers}])
@@ -237,6 +240,26 @@ def outputs_of(root: Path) -> Outputs:
     folders = (made / name for name in ("adapter", "merged", "gguf", "ollama", "base"))
     manifests = (data / "base_manifest.json", data / "raw/manifest.json")
     return Outputs(*folders, *manifests, root / "metrics", root / "plots", root / "dvc.lock")
+
+
+def register_argv(root: Path) -> list[Path]:
+    """The arguments of the register stage, in the order of dvc.yaml, for a run of `write_run`."""
+    made, data = root / "models", root / "data"
+    return [
+        *(made / name for name in ("adapter", "merged", "gguf", "ollama")),
+        root / "params.yaml",
+        made / "registered.json",
+        made / "base",
+        data / "base_manifest.json",
+        data / "raw/manifest.json",
+        root / "metrics",
+        root / "plots",
+        data / "evaluation",
+        data / "quantization/samples.jsonl",
+        data / "report",
+        root / "dvc.lock",
+        root / "dvc.yaml",
+    ]
 
 
 def facts_of(root: Path, numbers: dict[str, Any], **tags: str) -> RunFacts:

@@ -76,8 +76,8 @@ class ChatTemplate:
                 **{START: start, END: end},
                 **self.tokens,
             )
-        except TypeError as fault:
-            # Such as a loop over `tools` that no `if` guards: the template's fault, not ours.
+        except (TypeError, OverflowError) as fault:
+            # Such as a loop over `tools` that no `if` guards, or over a range too long for the sandbox.
             raise TemplateRuntimeError(str(fault)) from None
         return _without_marks(marked, start, end)
 

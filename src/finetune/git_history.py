@@ -81,13 +81,29 @@ def clone_source(root: Path) -> str:
 
 def _changed(root: Path, commit: str) -> Iterator[str]:
     """Files and parameters that dvc.lock of a commit names with another content than the commit has."""
-    there = set(_git(root, "ls-tree", "-r", "-z", "--name-only", commit).decode("utf-8", "replace").split("\0"))
+    there = tracked(root, commit)
     if not {LOCK, PARAMS_FILE} <= there:
         yield from sorted({LOCK, PARAMS_FILE} - there)
         return
     yaml = YAML(typ="safe", pure=True)
-    lock, params = (yaml.load(_git(root, "show", f"{commit}:./{name}").decode()) for name in (LOCK, PARAMS_FILE))
-    stages = [stage for name, stage in lock["stages"].items() if name != REGISTER]
+    lock, params = (yaml.load(read_committed(root, commit, name).decode()) for name in (LOCK, PARAMS_FILE))
+    yield from differing(root, commit, lock["stages"], params)
+
+
+def tracked(root: Path, commit: str) -> set[str]:
+    """The paths of all files of a commit."""
+    return set(_git(root, "ls-tree", "-r", "-z", "--name-only", commit).decode("utf-8", "replace").split("\0"))
+
+
+def read_committed(root: Path, commit: str, path: str) -> bytes:
+    """A file of a commit; raises CalledProcessError where it has none such."""
+    return _git(root, "show", f"{commit}:./{path}")
+
+
+def differing(root: Path, commit: str, locked: Mapping[str, Any], params: Any) -> Iterator[str]:
+    """What the stages of a dvc.lock name with another content than the files of a commit, and `params`, have."""
+    there = tracked(root, commit)
+    stages = [stage for name, stage in locked.items() if name != REGISTER]
     entries = [entry for stage in stages for entry in (*stage.get("deps", []), *stage.get("outs", []))]
     wanted = {entry["path"]: entry.get("md5", "") for entry in entries if entry["path"] in there}
     folders = {
@@ -99,19 +115,55 @@ def _changed(root: Path, commit: str) -> Iterator[str]:
     wanted |= {entry["path"]: entry["md5"] for entry in entries if folders.get(entry["path"])}
     inside = {path for files in folders.values() for path in files.values()}
     held = _md5_of(root, commit, sorted({*wanted, *inside} & there))
-    held |= {
-        path: _md5_of_folder({name: held[file] for name, file in files.items()}) for path, files in folders.items()
-    }
+    held |= {path: md5_of_folder({name: held[file] for name, file in files.items()}) for path, files in folders.items()}
     yield from (path for path in sorted(wanted) if held[path] != wanted[path])
     used = {key: value for stage in stages for key, value in stage.get("params", {}).get(PARAMS_FILE, {}).items()}
     yield from (f"{PARAMS_FILE}: {key}" for key, value in sorted(used.items()) if _at(params, key) != value)
+
+
+def has_commit(root: Path, commit: str) -> bool:
+    """Whether this clone has the commit of this hash."""
+    try:
+        _git(root, "cat-file", "-e", f"{commit}^{{commit}}")
+    except subprocess.CalledProcessError:
+        return False
+    return True
+
+
+def is_shallow(root: Path) -> bool:
+    """Whether this clone lacks a part of the history."""
+    return _git(root, "rev-parse", "--is-shallow-repository").strip() == b"true"
+
+
+def find_content(root: Path, path: str, md5: str) -> bytes | None:
+    """The content of a file with this MD5, as `root` or any commit of any branch has it; None where there is none."""
+    if (root / path).is_file():
+        content = (root / path).read_bytes()
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
+            return content
+    for commit in _git(root, "log", "--all", "--format=%H", "--diff-filter=d", "--", path).decode().split():
+        content = read_committed(root, commit, path)
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
+            return content
+    return None
+
+
+def add_worktree(root: Path, folder: Path, commit: str) -> None:
+    """Check a commit out into a new folder; the working tree of `root` is not touched."""
+    prune_worktrees(root)
+    _git(root, "worktree", "add", "--detach", str(folder), commit)
+
+
+def prune_worktrees(root: Path) -> None:
+    """Let git forget the work trees whose folders are gone."""
+    _git(root, "worktree", "prune")
 
 
 def _below(path: str, folder: str) -> bool:
     return path.startswith(f"{folder}/")
 
 
-def _md5_of_folder(hashes: Mapping[str, str]) -> str:
+def md5_of_folder(hashes: Mapping[str, str]) -> str:
     """DVC's hash of a folder, from its files' names and hashes (dvc-data, hashfile/tree.py)."""
     listed = [
         {"md5": digest, "relpath": name} for name, digest in sorted(hashes.items(), key=lambda item: item[0].split("/"))

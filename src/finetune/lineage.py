@@ -222,6 +222,16 @@ def content_tags(outputs: Outputs) -> dict[str, str]:
     return {**hashes, "content_sha256": sha256_text(json.dumps(hashes, sort_keys=True))}
 
 
+def served_tags(gguf: Path, ollama: Path, quantization: str) -> dict[str, str]:
+    """What a server needs, each file by itself: the GGUF that the Modelfile names, and the SHA-256 of both."""
+    served = gguf / f"model-{quantization}.gguf"
+    return {
+        "served_gguf": served.name,
+        "served_gguf_sha256": sha256_file(served),
+        "modelfile_sha256": sha256_file(ollama / "Modelfile"),
+    }
+
+
 def version_tags(outputs: Outputs, recipe: str, root: Path) -> dict[str, str]:
     """Every tag by which a registered version can be rebuilt."""
     base = read_json(outputs.base_manifest)

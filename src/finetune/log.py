@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -13,12 +14,28 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 logger = logging.getLogger("finetune")
+# What a terminal obeys, or shows as something else: control characters but for tab and newline, and the marks that
+# turn the direction of text (https://www.unicode.org/reports/tr36, bidirectional text spoofing).
+COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+class PrintableFormatter(logging.Formatter):
+    """Lines whose text cannot command the terminal: names of files, rows and templates come from anybody."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, what a terminal would obey spelled out."""
+        return printable(super().format(record))
+
+
+def printable(text: str) -> str:
+    r"""The text with what a terminal would obey spelled out, such as \x1b."""
+    return COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def setup_logging(stage: str) -> None:
     """Log to stderr as `stage: message`; FINETUNE_LOG_LEVEL chooses the level (INFO if unset)."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(f"{stage}: %(message)s"))
+    handler.setFormatter(PrintableFormatter(f"{stage}: %(message)s"))
     logger.handlers = [handler]
     logger.setLevel(os.environ.get("FINETUNE_LOG_LEVEL", "INFO"))
     logger.propagate = False

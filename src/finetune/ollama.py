@@ -19,7 +19,8 @@ from pathlib import Path
 
 from finetune.errors import ExportError, FinetuneError
 from finetune.export.modelfile import read_modelfile
-from finetune.log import logger, setup_logging
+from finetune.lineage import without_passwords
+from finetune.log import logger, printable, setup_logging
 from finetune.params import load_params
 
 PARAMS_FILE = Path("params.yaml")
@@ -39,7 +40,7 @@ def check_server(requires: str) -> None:
     """Raise ExportError unless a server answers, of version `requires` ("0.30.0") or later; "" is any version."""
     said = _run([PROGRAM, "--version"]).stdout
     found = SERVER_VERSION.search(said)
-    address = os.environ.get("OLLAMA_HOST") or DEFAULT_HOST
+    address = without_passwords(os.environ.get("OLLAMA_HOST") or DEFAULT_HOST)
     if found is None:
         raise ExportError(
             f"no Ollama server answers: {said.strip()!r}", address, "start it: `ollama serve`, or open its application"
@@ -90,7 +91,7 @@ def serve(modelfile: Path, question: str) -> None:
     check_server(requires)
     create(name, modelfile)
     logger.info("asking %s: %s", name, question)
-    sys.stdout.write(ask(name, question) + "\n")
+    sys.stdout.write(printable(ask(name, question)) + "\n")
 
 
 def main() -> None:

@@ -44,7 +44,8 @@ SOURCE_HEADINGS = ("source", "use", "licence", "files", "bytes", "SHA-256", "ori
 class Origin:
     """What a file or a version tells: `facts` by name, one mapping for each source, parameters by dotted key.
 
-    `commit` and `dirty` are the registry's, empty for a file; `recorded` is what git holds of that commit.
+    `commit`, `dirty` and `version` (name/number) are the registry's, empty for a file; `recorded` is what git holds of
+    that commit.
     """
 
     title: str
@@ -55,6 +56,7 @@ class Origin:
     commit: str = ""
     dirty: str = ""
     sha256: str = ""
+    version: str = ""
 
 
 def origin_of_file(path: Path, root: Path) -> Origin:
@@ -108,6 +110,7 @@ def origin_of_version(name: str, root: Path) -> Origin:
         recorded=read_commit(root, commit) if commit else None,
         commit=commit,
         dirty=tags.get("git.dirty", ""),
+        version=f"{model}/{entry.version}",
     )
 
 
@@ -184,6 +187,9 @@ def _rebuild(origin: Origin, root: Path) -> Iterator[str]:
     expected = origin.recorded.expected() if origin.recorded else {}
     if origin.sha256:
         expected = {path: digest for path, digest in expected.items() if digest == origin.sha256}
+    if origin.version:
+        yield f"make it again beside this tree, and compare every out: make rebuild VERSION={origin.version}"
+        yield f"only its files, verified: make pull NAME={origin.version}"
     yield "make it again, and compare:"
     yield f"    git clone {clone_source(root)} rebuilt"
     yield "    cd rebuilt"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,33 @@ from typing import Any
 from ruamel.yaml import YAML
 
 LOCK = "dvc.lock"
+SHOWN_DIGITS = 12
 CONSTRAINTS = Path("requirements/lock.txt")
 # Written by scripts/setup_environment.py into the virtual environment.
 COMPILERS = "llama-compilers.txt"
 Stages = Mapping[str, Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class ComparedOut:
+    """An out of a stage, by its hash in two files dvc.lock; "" where one of them does not have it."""
+
+    stage: str
+    path: str
+    recorded: str
+    found: str
+
+    @property
+    def equal(self) -> bool:
+        """Whether both have the same bytes."""
+        return self.recorded == self.found
+
+
 def committed_stages(root: Path) -> Stages | None:
     """The stages of the dvc.lock that git holds at HEAD, or None outside git or before the first lock."""
     command = ["git", "show", f"HEAD:{LOCK}"]
     found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    return _stages(found.stdout) if found.returncode == 0 else None
+    return read_stages(found.stdout) if found.returncode == 0 else None
 
 
 def unreproduced(committed: Stages, present: Stages) -> dict[str, list[str]]:
@@ -41,12 +58,37 @@ def unreproduced(committed: Stages, present: Stages) -> dict[str, list[str]]:
     return parted
 
 
+def compare_outs(recorded: Stages, present: Stages) -> list[ComparedOut]:
+    """Every out that either of the two names, in the order of the first."""
+    compared = []
+    for name in [*recorded, *(name for name in present if name not in recorded)]:
+        before, after = (
+            {out["path"]: out["md5"] for out in stages.get(name, {}).get("outs", [])} for stages in (recorded, present)
+        )
+        paths = [*before, *(path for path in after if path not in before)]
+        compared += [ComparedOut(name, path, before.get(path, ""), after.get(path, "")) for path in paths]
+    return compared
+
+
+def comparison_table(compared: Sequence[ComparedOut], taken: Sequence[str]) -> list[str]:
+    """One line for each out; those of the stages in `taken` were not computed, so that they prove nothing."""
+    rows: list[tuple[str, ...]] = [("stage", "out", "recorded", "rebuilt", "")]
+    for out in compared:
+        verdict = "DIFFERENT" if not out.equal else "taken from the cache" if out.stage in taken else "equal"
+        hashes = (digest[:SHOWN_DIGITS] or "none" for digest in (out.recorded, out.found))
+        rows.append((out.stage, out.path, *hashes, verdict))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
+    ]
+
+
 def explain(root: Path) -> str:
     """Lines for a person: nothing where no committed lock exists, a confirmation, or the difference and its causes."""
     committed = committed_stages(root)
     if committed is None:
         return ""
-    present = _stages((root / LOCK).read_text(encoding="utf-8"))
+    present = read_stages((root / LOCK).read_text(encoding="utf-8"))
     parted = unreproduced(committed, present)
     if not parted:
         same = sum(committed.get(name, {}).get("outs") == stage["outs"] for name, stage in present.items())
@@ -72,7 +114,8 @@ def machine_facts(root: Path) -> list[str]:
     return facts
 
 
-def _stages(text: str) -> Stages:
+def read_stages(text: str) -> Stages:
+    """The stages of a dvc.lock."""
     stages: Stages = YAML(typ="safe", pure=True).load(text)["stages"]
     return stages
 

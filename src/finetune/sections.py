@@ -176,11 +176,13 @@ class OllamaModelfile(Section):
 
 
 class Register(Section):
-    """`mode`: `upload` copies the merged model into the registry, `reference` registers its hashes only.
+    """`mode`: `upload` copies the merged model and the GGUF into the registry; `reference` registers hashes only.
+
+    `serving` registers a small server that finds the GGUF by its hash, for `mlflow models serve`.
 
     The names go into MLflow's search filters, and `model_name` into `ollama create`: no quotes, and no capitals there.
     """
 
     experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9/][A-Za-z0-9 ._/@-]*$")]
     model_name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
-    mode: Literal["upload", "reference"]
+    mode: Literal["upload", "serving", "reference"]

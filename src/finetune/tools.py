@@ -1,6 +1,7 @@
 """`.tools/` -> the paths of the external programs in it; `python -m finetune.tools gotemplate FILE` builds one.
 
-The folder is made by `make setup`; the environment variable FINETUNE_TOOLS names another one.
+The folder is made by `make setup` at the root of the repository, which DVC names in DVC_ROOT, also where it runs an
+experiment in a folder of its own; the environment variable FINETUNE_TOOLS names another one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ BUILD_TIMEOUT_S = 900
 
 def tool_path(name: str) -> Path:
     """The file or folder `name` of the tools folder; raises ExportError when `make setup` has not made it."""
-    path = (Path(os.environ.get("FINETUNE_TOOLS", ".tools")) / name).resolve()
+    folder = os.environ.get("FINETUNE_TOOLS") or Path(os.environ.get("DVC_ROOT", ""), ".tools")
+    path = Path(folder, name).resolve()
     if not path.exists():
         raise ExportError("an external tool is missing", path, "make setup")
     return path

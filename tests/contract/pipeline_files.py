@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
 
-TRACKING = {f"finetune.tracking{name}" for name in ("", ".client", ".mirror", ".registry", ".sender", ".tail")}
+TRACKING_PARTS = ("client", "gate", "logged_model", "mirror", "promotion", "registry", "sender", "tail", "versions")
+TRACKING = {"finetune.tracking", *(f"finetune.tracking.{name}" for name in TRACKING_PARTS)}
 # Modules that cannot change a result: messages, and params, whose values DVC tracks by themselves.
 EXEMPT = {
     "finetune",
@@ -28,6 +29,9 @@ EXEMPT = {
     # MLflow mirrors results and makes none, but for the stage that registers them.
     *TRACKING,
     "finetune.lineage",
+    # What is read from a registry is judged, and no out is made of it.
+    "finetune.transfer",
+    "finetune.transfer.limits",
     # What the machine was and did while it trained.
     "finetune.hardware",
     "finetune.machine_card",

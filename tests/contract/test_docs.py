@@ -13,55 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline_files import ROOT, module_file, stages
+from command_syntax import fault
+from documented_commands import PAGES
+from pipeline_files import ROOT, stages
 from readme_numbers import BEGIN, END, expected_table
 from ruamel.yaml import YAML
 
 READMES = ("README.md", "README.fr.md")
-PAGES = (
-    *READMES,
-    "CONTRIBUTING.md",
-    *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("recipes/**/*.md")),
-    *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md")),
-)
-# What types a documented make target for real; the others need what is named.
-PROVEN_BY = {
-    "chat": "test_documented_commands_run",
-    "recipe": "test_documented_commands_run",
-    "pin": "test_recipe_ends_with_a_modelfile_and_a_registered_version",
-    "repro": "test_the_committed_bytes_come_out_again",
-    "summary": "test_the_summary_ends_with_the_command_to_type",
-    "plots": "test_plots_are_drawn",
-    "doctor": "test_doctor_of_a_fresh_clone_finds_no_fault",
-    "report": "test_make_report_writes_the_same_page_again",
-    "lineage": "test_lineage_of_a_copied_file_names_the_commit_and_the_commands",
-    "serve": "test_documented_commands_run",
-    "ollama": "test_documented_commands_run",
-    "register": "test_registering_twice_makes_one_version_under_the_alias",
-    "setup": "test_a_step_runs_once_per_key_and_again_when_its_product_is_gone",
-    "clean-tools": "test_the_cpu_choice_is_not_met_by_a_cuda_build",
-    "mlflow": "a browser",
-    "image": "Docker",
-    "test": "itself",
-    "lint": "CI",
-}
-ELSEWHERE = (
-    "ollama run",
-    "python -m mlflow models serve ",
-    ". .venv/bin/activate",
-    "cp -r recipes/smoke ",
-    "export MLFLOW_",
-    "unset MLFLOW_",
-)
+# Keys of params.yaml that begin as tests do.
+PARAMETERS = ("test_share",)
 # Names that are not a path in this repository: made later, or an example, or a package of Go.
 NOT_HERE = (
     ".venv",
     ".tools",
+    ".dvc/site",
+    ".dvc/config.local",
+    "owner/name",
     "mlflow.db",
     "dvc_plots",
     ".cache",
     "report",
     "recipes/mine",
+    "models/pulled",
     "data/mine",
     "chat_template.jinja",
     "text/template",
@@ -106,43 +79,6 @@ def commands(page: str) -> list[str]:
     return [command for command in [*typed, *inline] if command]
 
 
-def fault(command: str) -> str | None:
-    """Why a documented command cannot be typed, or None."""
-    words = shlex.split(command)
-    while re.match(r"[A-Z_]+=", words[0]):
-        del words[0]
-    tool, rest = words[0], words[1:]
-    if command.startswith(ELSEWHERE):
-        return None
-    if tool == "make":
-        return make_fault(rest)
-    if tool == "dvc" and rest[0] == "repro":
-        unknown = [word for word in rest[1:] if not word.startswith("-") and word not in stages()]
-        return f"no stage {unknown}" if unknown else None
-    if tool == "dvc":
-        return None if rest in (["stage", "list"], ["metrics", "diff"], ["dag"]) else "not run by this test"
-    if tool == "python":
-        known = module_file(rest[1]) if rest[0] == "-m" else (ROOT / rest[0]).is_file()
-        return None if known else f"no module or file {rest}"
-    if tool == "docker":
-        files = [rest[at + 1] for at, word in enumerate(rest) if word == "-f"]
-        services = YAML(typ="safe", pure=True).load(read("docker/compose.yaml"))["services"]
-        missing = [file for file in files if not (ROOT / file).is_file()]
-        return None if rest[-1] in services and not missing else f"no service {rest[-1]}, or no file {missing}"
-    name = YAML(typ="safe", pure=True).load(read("params.yaml"))["register"]["model_name"]
-    return None if words == ["ollama", "create", name, "-f", "models/ollama/Modelfile"] else "not known to this test"
-
-
-def make_fault(words: list[str]) -> str | None:
-    for word in words:
-        variable = word.split("=")[0]
-        if "=" in word and f"$({variable})" not in read("Makefile"):
-            return f"the Makefile does not read {variable}"
-        if "=" not in word and (not re.search(rf"^{word}:", read("Makefile"), re.MULTILINE) or word not in PROVEN_BY):
-            return f"no target {word}, or PROVEN_BY lacks it"
-    return None
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_documented_commands_are_known(page: str) -> None:
     assert {command: fault(command) for command in commands(page) if fault(command)} == {}
@@ -154,6 +90,8 @@ def test_documented_commands_are_known(page: str) -> None:
         "make repo",
         "make setup PYTHN=x",
         "dvc repro train",
+        "dvc metrics shw",
+        "dvc repro --singel-item fetch",
         "python -m finetune.chatt",
         "python x.py",
         "ollama create a",
@@ -193,6 +131,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("make --old-file setup ollama", 2, "the Modelfile is missing"),
         ("make --old-file setup report", 2, "DataError"),
         ("make --old-file setup lineage FILE=x.gguf", 2, "the GGUF file is missing"),
+        ("make --old-file setup gc", 0, ""),
         ("python -m dvc stage list", 0, "ollama_modelfile "),
         ("python -m dvc dag", 0, "| train_qlora |"),
     ],
@@ -282,19 +221,34 @@ def test_links_paths_and_tests_that_are_named_exist(page: str) -> None:
     places = (ROOT, (ROOT / page).parent, ROOT / "src/finetune")
     here = [path for path in paths if not any(f"{path}/".startswith(f"{name}/") for name in made)]
     lost = [path for path in here if not any((place / path).exists() for place in places)]
-    proofs = [span for span in [*spans(page), *PROVEN_BY.values()] if span.startswith("test_")]
+    proofs = [span for span in spans(page) if span not in PARAMETERS and re.search(r"(^|::)test_\w+$", span)]
     assert [*links, *lost, *(proof for proof in proofs if not has_test(proof))] == []
+
+
+def anchors(page: str) -> set[str]:
+    """The places within a page that a link can name, as GitHub makes them of its headings."""
+    plain = re.sub(r"^ *```.*?^ *```", "", read(page), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", plain, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_a_heading_name_one(page: str) -> None:
+    links = re.findall(r"\]\(([^)#:\s]*)#([^)\s]+)\)", read(page))
+    pages = [(Path(os.path.relpath((ROOT / page).parent / (file or Path(page).name), ROOT)), to) for file, to in links]
+    assert [(str(file), to) for file, to in pages if to not in anchors(file.as_posix())] == []
 
 
 def has_test(proof: str) -> bool:
     """Whether a test of this name exists, in the file that is named before `::` if there is one."""
     file, _, name = proof.rpartition("::")
-    return any(
-        f"def {name}(" in path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob(file or "test_*.py")
-    )
+    files = (ROOT / "tests").rglob(Path(file).name or "test_*.py")
+    return any(f"def {name}(" in path.read_text(encoding="utf-8") for path in files if path.as_posix().endswith(file))
 
 
 def test_a_test_that_is_named_with_the_wrong_file_is_found() -> None:
     assert has_test("test_docs.py::has_test")
+    assert has_test("tests/contract/test_docs.py::has_test")
     assert not has_test("test_files.py::has_test")
+    assert not has_test("tests/unit/test_docs.py::has_test")
     assert not has_test("test_nothing_at_all")

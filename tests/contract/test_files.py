@@ -21,7 +21,7 @@ CODE = ("src", "tests", "benchmarks", "scripts", "docker")
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_STAGE_LINES = 300, 60, 80
 FILES = sorted(file for folder in CODE for file in (ROOT / folder).rglob("*.py"))
 PRODUCT = [file for file in FILES if file.relative_to(ROOT).parts[0] != "tests"]
-PINNED_FILES = ("data", "train", "export", "pipeline", "serve", "dev", "build")
+PINNED_FILES = ("data", "train", "export", "pipeline", "serve", "remotes", "dev", "build")
 
 
 def relative(file: Path) -> str:
@@ -103,6 +103,11 @@ def make(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
         (("lineage", "FILE=x.gguf"), "the GGUF file is missing\n  where:  x.gguf"),
         (("serve",), "the Modelfile is missing\n  where:  models/ollama/Modelfile"),
         (("ollama",), "the Modelfile is missing\n  where:  models/ollama/Modelfile"),
+        (("promote",), "ParamsError: file is missing"),
+        (("promote", "NAME=a", "VERSION=b@c"), "a version is name@alias or name/number"),
+        (("pull", "NAME=a@b"), "there is no registry"),
+        (("rebuild", "VERSION=a/1"), "there is no registry"),
+        (("gc",), "not a git repository, so no commit can be found"),
         (("recipe", "NAME=smoke"), "params.yaml is now the recipe smoke"),
         (("pin", "NAME=smoke"), "recipes/smoke/params.yaml: 0 of 0 Hub revisions changed"),
     ],
@@ -117,7 +122,8 @@ def test_a_program_takes_the_arguments_that_make_gives_it(
 
 def test_every_program_in_the_makefile_is_tried() -> None:
     programs = set(re.findall(r"python -m (finetune\.\w+)", (ROOT / "Makefile").read_text()))
-    tried = {"chat", "doctor", "summary", "run_report", "recipes", "pin", "origin", "serve", "ollama"}
+    tried = {"chat", "cleanup", "doctor", "ollama", "origin", "pin", "pull", "rebuild", "recipes", "run_report"}
+    tried |= {"serve", "summary", "tracking"}
     assert programs == {f"finetune.{name}" for name in tried}
 
 
@@ -162,7 +168,8 @@ def test_the_lock_names_only_the_cuda_packages_that_torch_leaves_open() -> None:
 
 def needed(name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str]]]) -> None:
     """Collect the installed closure of one requirement, CUDA packages apart (torch pins them itself)."""
-    if (name, extras) in seen or name.startswith(("nvidia-", "cuda-")) or name == "triton":
+    # Python brings a pip of its own into an environment.
+    if (name, extras) in seen or name.startswith(("nvidia-", "cuda-")) or name in ("triton", "pip"):
         return
     seen.add((name, extras))
     for text in importlib.metadata.requires(name) or []:

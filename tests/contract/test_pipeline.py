@@ -136,7 +136,9 @@ def test_domain_packages_import_neither_each_other_nor_stages(module: str) -> No
 def test_only_tracking_imports_mlflow() -> None:
     assert [m for m in package_modules() if any(n.split(".")[0] == "mlflow" for n in imports_of(m))] == [
         "finetune.tracking.client",
+        "finetune.tracking.logged_model",
         "finetune.tracking.registry",
+        "finetune.tracking.serving_model",
     ]
     # A training starts the process that sends; it must not import mlflow itself.
     assert "finetune.tracking.client" not in import_closure("finetune.tracking.mirror")

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clone import ROOT, clone, repro, stages_run
-from miniature import MAX_TOKENS, install, recipes
+from clone import ROOT, clone, git, repro, stages_run
+from miniature import MAX_TOKENS, install, make, recipes
 from recipe_data import hub_files, local_files
 
 sys.path.insert(0, str(ROOT / "tests/unit/data"))
+sys.path.insert(0, str(ROOT / "tests/security"))
 from hub_server import TOKEN, State, serving
+from secret_search import PLANTED, WORDS, leaks, shown
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(600)]
 # Rows that are read, by source. A message tree counts its paths, and each message that is on none.
@@ -37,6 +39,7 @@ LOST = {
 
 # Most of a miniature's time goes into starting twelve programs one after the other.
 RUNS_AT_ONCE = 2
+SECRETS = {**WORDS, "HF_TOKEN": TOKEN, "origin of git": "planted-git-password"}
 Runs = dict[str, Future[tuple[Path, str]]]
 
 
@@ -62,7 +65,8 @@ def run_miniature(recipe: str, folder: Path, hub: State) -> tuple[Path, str]:
     """Make, pin and run a miniature in a clone."""
     copy = clone(folder / recipe)
     install(copy, recipe, hub.url, local_files(recipe))
-    return copy, repro(copy, HF_ENDPOINT=hub.url, HF_HOME=str(folder / "hf"), HF_TOKEN=TOKEN)
+    git(copy, "remote", "add", "origin", f"https://ann:{SECRETS['origin of git']}@127.0.0.1:9/team/models.git")
+    return copy, repro(copy, HF_ENDPOINT=hub.url, HF_HOME=str(folder / "hf"), HF_TOKEN=TOKEN, **PLANTED)
 
 
 def metrics(folder: Path, stage: str) -> dict[str, Any]:
@@ -89,6 +93,23 @@ def test_recipe_ends_with_a_modelfile_and_a_registered_version(recipe: str, runs
         assert counts["rows_in"] == counts["kept"] + lost + counts["duplicates"] + counts["near_duplicates"] > 0
     check_mix(folder)
     assert (folder / "data/report/index.html").stat().st_size > 0
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_no_secret_is_in_anything_that_a_run_wrote_or_printed(recipe: str, runs: Runs) -> None:
+    folder, output = runs[recipe].result()
+    for target in ("report", "summary"):
+        done = make(folder, target, HF_TOKEN=TOKEN, **PLANTED)
+        assert done.returncode == 0, done.stderr
+        output += done.stdout + done.stderr
+    assert shown(output, SECRETS) == []
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    endings = {path.suffix for path in written}
+    assert {".gguf", ".safetensors", ".html", ".db", ".lock", ".csv", ".jsonl", ".parquet"} <= endings
+    assert any("checkpoints" in path.parts for path in written)
+    assert any("mlartifacts" in path.parts for path in written)
+    # Git keeps the address that a person gave it, and the tests hold what they plant.
+    assert leaks(folder.parent, SECRETS, but=[f"{recipe}/.git", f"{recipe}/tests"]) == []
 
 
 def check_mix(folder: Path) -> None:

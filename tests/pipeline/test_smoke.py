@@ -186,3 +186,25 @@ def test_a_training_parameter_changed_back_comes_from_the_run_cache(first: Path)
     assert "Stage 'train_qlora' is cached - skipping run" in output
     assert stages_run(output) == []
     assert git(first, "status", "--porcelain") == ""
+
+
+def test_the_commands_of_the_page_on_experiments(first: Path) -> None:
+    page = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines()]
+    for key, value in (("user.name", "test"), ("user.email", "test@localhost")):
+        git(first, "config", key, value)
+    git(first, "branch", "--move", "main")
+    shown = {}
+    for command in commands:
+        done = run([sys.executable, "-m", *shlex.split(command)], first)
+        assert done.returncode == 0, command + done.stdout[-2000:] + done.stderr[-2000:]
+        shown[command] = done.stdout
+    assert stages_run(shown[commands[0]]) == ["quantize_gguf", "ollama_modelfile", "register"]
+    assert [line for line in shown["dvc exp show --md --only-changed"].splitlines() if "imatrix-16" in line]
+    assert "quantize_gguf.types.Q4_K_M.mean_kl" in shown["dvc exp diff --md"]
+    assert "imatrix-16" in shown["dvc exp list"]
+    git(first, "checkout", "--", ".")
+    assert run([sys.executable, "-m", "dvc", "checkout"], first).returncode == 0
+    assert git(first, "status", "--porcelain") == ""
+    assert git(first, "branch", "--list", "tried-imatrix").strip() == "tried-imatrix"

@@ -44,6 +44,7 @@ def test_a_registered_version_names_the_same(
         "base        a model made from scratch, by these parameters",
         f"GGUF files  {'4' * 64}",
         "  seed  42",
+        "make it again beside this tree, and compare every out: make rebuild VERSION=finetune-smoke/1",
         f"    git checkout {hash_of_commit}",
         f'    echo "{"3" * 64}  models/gguf/model-F16.gguf" | sha256sum --check',
     ):

@@ -63,9 +63,9 @@ def calls(folder: Path) -> list[list[str]]:
     return [json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()]
 
 
-def run(clone: Path, programs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(clone: Path, programs: Path, *arguments: str, host: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "finetune.ollama", "models/ollama/Modelfile", *arguments]
-    environment = {**os.environ, "PATH": str(programs), "OLLAMA_HOST": ""}
+    environment = {**os.environ, "PATH": str(programs), "OLLAMA_HOST": host}
     return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -78,6 +78,15 @@ def test_the_model_is_made_and_asked(clone: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert calls(tmp_path / "bin") == [["--version"], CREATE, ["run", "finetune-smoke", "Ouvert lundi ?"]]
     assert done.stdout == ("ollama create finetune-smoke -f models/ollama/Modelfile\nollama run finetune-smoke\nOui.\n")
+
+
+def test_an_answer_does_not_command_the_terminal_and_a_password_is_not_shown(clone: Path, tmp_path: Path) -> None:
+    install(tmp_path / "bin", run={"out": "\x1b[2JOui.\n"})
+    assert run(clone, tmp_path / "bin").stdout.endswith("\n\\x1b[2JOui.\n")
+    install(tmp_path / "away", **{"--version": {"out": NOT_RUNNING}})
+    refused = run(clone, tmp_path / "away", host="http://ann:hunter2@127.0.0.1:9")
+    assert "where:  http://***@127.0.0.1:9" in refused.stderr
+    assert "hunter2" not in refused.stderr
 
 
 def test_without_ollama_the_commands_are_the_answer(clone: Path, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from finetune.errors import DataError
 from finetune.export import speed
 from finetune.io import write_text
 from finetune.run_report.__main__ import write_report
-from finetune.run_report.card import describe, render_card
+from finetune.run_report.card import render_card
 from finetune.run_report.facts import SPEED_FILE, RunFacts
 from finetune.run_report.page import render_page
 from finetune.run_report.verdict import verdicts
+from finetune.run_report.version_page import Registered, describe
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -254,7 +255,7 @@ def test_a_broken_budget_and_a_chat_served_otherwise_are_bad(tmp_path: Path) -> 
 
 def test_files_that_no_commit_holds_get_no_command(tmp_path: Path) -> None:
     facts = facts_of(tmp_path, metrics(), **{"git.dirty": "true"})
-    for text in (shown(facts).text, describe(facts, "m")):
+    for text in (shown(facts).text, describe(facts, "m", Registered("1", "upload", ""))):
         assert "The files differed from commit 1212121212121212121212121212121212121212" in text
         assert "git checkout" not in text
     assert "<code>make repro</code>" in render_page(facts, data_page="x")

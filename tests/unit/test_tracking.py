@@ -67,3 +67,10 @@ def test_the_file_store_that_mlflow_gave_up_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
     with pytest.raises(TrackingError, match="MLflow failed"):
         connect(PATIENT)
+
+
+@pytest.mark.parametrize("first", ["finetune.stages.register", "finetune.tracking.registry", "finetune.origin"])
+def test_mlflow_is_quiet_whichever_module_imports_it_first(first: str) -> None:
+    code = f"import {first}, finetune.tracking.client, logging, os; print(logging.getLogger('mlflow').level)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "30\n"

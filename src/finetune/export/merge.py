@@ -145,7 +145,12 @@ def _workers() -> Iterator[Workers]:
 def reload(target: Path, dtype: torch.dtype) -> Any:
     """The merged model from its files, on the CPU; raises ExportError when they do not hold exactly its weights."""
     model, loading = AutoModelForCausalLM.from_pretrained(
-        target, dtype=dtype, output_loading_info=True, use_safetensors=True, local_files_only=True
+        target,
+        dtype=dtype,
+        output_loading_info=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
     )
     check_reload(loading, target)
     return model.eval()

@@ -1,20 +1,18 @@
-"""RunFacts -> a model card: Hugging Face's YAML head and Markdown, whole or short enough for a registry's page."""
+"""RunFacts -> a model card: Hugging Face's YAML head and Markdown; its sections are also those of a version's page."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from finetune.run_report import learned, measured, provenance, verdict
 from finetune.run_report.facts import RunFacts, number
-from finetune.run_report.formats import NO_BREAK, visible
+from finetune.run_report.formats import visible
 from finetune.run_report.tables import Cell, Table, table
 
-# What MLflow's column for the description of a version holds on PostgreSQL (3.17.2, store/model_registry/dbmodels).
-MAX_DESCRIPTION_CHARACTERS = 5000
 # Licences that the Hub knows by these names and that data is published under; another one is `other` with its name.
 HUB_LICENCES = {
     "mit", "apache-2.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc0-1.0", "odc-by", "odbl",
@@ -29,21 +27,7 @@ def render_card(facts: RunFacts, model_name: str) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.dump(front_matter(facts, model_name), head)
-    return f"---\n{head.getvalue()}---\n\n" + "\n".join(_sections(facts, model_name).values())
-
-
-def describe(facts: RunFacts, model_name: str) -> str:
-    """The card without its head, for a registry's page; the longest sections are left out, and named, if it must be."""
-    sections = {title: _spaced(text) for title, text in _sections(facts, model_name).items()}
-    left_out: list[str] = []
-    text = "\n".join(sections.values())
-    while len(text) > MAX_DESCRIPTION_CHARACTERS:
-        longest = max(sections, key=lambda title: len(sections[title]))
-        left_out.append(longest)
-        del sections[longest]
-        note = f"\nLeft out here for their length: {', '.join(left_out)}. The run's report/run.html holds all.\n"
-        text = "\n".join(sections.values()) + note
-    return text
+    return f"---\n{head.getvalue()}---\n\n" + "\n".join(card_sections(facts, model_name).values())
 
 
 def front_matter(facts: RunFacts, model_name: str) -> dict[str, Any]:
@@ -90,12 +74,12 @@ def _licence(facts: RunFacts) -> dict[str, str]:
     return head
 
 
-def _sections(facts: RunFacts, model_name: str) -> dict[str, str]:
+def card_sections(facts: RunFacts, model_name: str) -> dict[str, str]:
     """Title -> Markdown, in reading order."""
     findings = "\n".join(f"- {each.title}: **{each.figure}**, {each.text}." for each in verdict.verdicts(facts))
     base = _plain(learned.base_name(facts))
     head = f"# {model_name}\n\nRecipe `{facts.params.recipe}`: {learned.method(facts)}, on {base}."
-    rebuild = "".join(f"    {command}\n" for command in provenance.rebuild_commands(facts))
+    rebuild = indented(provenance.rebuild_commands(facts))
     merged = measured.merge_table(facts)
     licences = ", ".join(learned.licences(facts))
     return {
@@ -145,10 +129,9 @@ def markdown(content: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spaced(text: str) -> str:
-    """The tables of a text with wider cells: MLflow draws columns without space between them."""
-    wide = (line.replace(" | ", f"{2 * NO_BREAK} | ") if line.startswith("| ") else line for line in text.split("\n"))
-    return "\n".join(wide)
+def indented(commands: Sequence[str]) -> str:
+    """Lines to type, as a block of code."""
+    return "".join(f"    {command}\n" for command in commands)
 
 
 def _cell(cell: Cell) -> str:

@@ -44,6 +44,22 @@ def _source_rows(facts: RunFacts) -> Iterator[tuple[str, str]]:
     yield from sorted(packages.items())
 
 
+def origin_table(facts: RunFacts) -> Table:
+    """Commit, data, base and image in four rows, for a page that has no room for `source_table`."""
+    commit, state = facts.tags["git.commit"], "" if is_clean(facts) else " (with changed files beside it)"
+    base = (
+        f"{facts.base['repo_id']} at {facts.base['revision']}" if facts.base["kind"] == "hub" else "made from scratch"
+    )
+    rows = [
+        ("git commit", "in no git repository" if commit == NOT_IN_GIT else f"{commit}{state}"),
+        ("data", f"SHA-256 {facts.tags['data_sha256']}"),
+        ("base", f"{base}, SHA-256 {facts.tags['base_sha256']}"),
+        ("dvc.lock", f"SHA-256 {facts.tags['dvc_lock_sha256']}"),
+        ("container image", facts.tags.get("container_image", "none: an environment of requirements/lock.txt")),
+    ]
+    return table(("what", "which"), rows)
+
+
 def is_clean(facts: RunFacts) -> bool:
     """Whether a commit holds exactly the files that made this run."""
     return facts.tags["git.dirty"] == "false" and facts.tags["git.commit"] != NOT_IN_GIT

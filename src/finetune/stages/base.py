@@ -17,7 +17,7 @@ from finetune.log import logger
 from finetune.sections import Base
 from finetune.stages._main import stage_main
 from finetune.training.device import choose_device, make_deterministic
-from finetune.training.model import BASE_FILE, verify_base
+from finetune.training.model import BASE_FILE, check_needs_no_code, verify_base
 from finetune.training.pretrain import choose_texts, make_llama, pretrain, to_rows
 
 PARAMS = ("seed", "cpu_threads", "base", "split.validation_share", "split.test_share")
@@ -43,6 +43,7 @@ def run(
     write_json(target / BASE_FILE, source)
     if base.scratch is None:
         verify_base(target)
+        check_needs_no_code(target, tokenizer)
         size_bytes = sum(file["size_bytes"] for file in source["files"])
         write_json(metrics, {"files": len(source["files"]), "size_bytes": size_bytes})
         logger.info(
@@ -50,7 +51,7 @@ def run(
         )
         return
     needed_tokens = base.scratch.pretrain_steps * base.scratch.batch_rows * base.scratch.row_tokens
-    words = AutoTokenizer.from_pretrained(tokenizer)
+    words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     texts = choose_texts(partial(_read, clean, validation_share, test_share), needed_tokens)
     rows = to_rows(texts, words, base.scratch.row_tokens, target)
     model = make_llama(base.scratch, words).to(choose_device())

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from finetune.data.cleaning.chunk_jobs import Job, Rules, examine_all, jobs
+from finetune.data.cleaning.chunk_jobs import Rules, examine_all, jobs
 from finetune.data.cleaning.counts import check_counts, check_quarantine, funnel, metrics_of, summary
 from finetune.data.cleaning.outs import join, write_outs
-from finetune.data.cleaning.parts import Part, Parts
+from finetune.data.cleaning.parts import Parts
 from finetune.data.cleaning.selection import select
+from finetune.data.shards import store_if_any
 from finetune.data_sections import Clean, Fetch
 from finetune.io import fresh_folder, write_csv, write_json
-from finetune.log import logger, progress_bar
+from finetune.log import logger
 from finetune.stages._main import stage_main
 
 PARAMS = ("fetch", "clean", "split.validation_share", "split.test_share")
@@ -32,11 +33,15 @@ def run(
     validation_share: float,
     test_share: float,
 ) -> None:
-    """Parse, repair and examine each row; drop duplicates, contamination and near-duplicates; count everything."""
+    """Parse, repair and examine each row; drop duplicates, contamination and near-duplicates; count everything.
+
+    What `python -m finetune.shard clean` has examined on other machines is taken, if it is of the very same work.
+    """
     fresh_folder(cleaned_dir)
     rules = Rules(clean, validation_share, test_share)
     with _scratch(cleaned_dir / ".scratch") as scratch:
-        parts = _examined(raw, jobs(raw, fetch.sources), rules, scratch)
+        store = store_if_any("clean", rules.to_json())
+        parts = Parts(examine_all(raw, jobs(raw, fetch.sources), rules, scratch, store))
         # Written before the checks: whoever has to mend the data needs the file that says what to mend.
         join(parts, "quarantine", cleaned_dir / "quarantine.jsonl")
         join(parts, "repaired", cleaned_dir / "repaired.jsonl")
@@ -53,16 +58,6 @@ def run(
         [(source, own.kept, own.characters) for source, own in counts.items()],
     )
     logger.info(summary(numbers))
-
-
-def _examined(raw: Path, chunks: list[Job], rules: Rules, scratch: Path) -> Parts:
-    parts: list[Part] = []
-    with progress_bar(sum(job.size_bytes for job in chunks), 0, "B", "examined") as bar:
-        bar.unit_scale = True
-        for size_bytes, examined in examine_all(raw, chunks, rules, scratch):
-            parts += examined
-            bar.update(size_bytes)
-    return Parts(parts)
 
 
 @contextmanager

@@ -46,14 +46,13 @@ def run(
     """Measure what was trained on the weights it was trained on: base is the same model without it."""
     make_deterministic(seed, cpu_threads)
     check_hardware(train_qlora, device := choose_device())
-    words, chat, test = AutoTokenizer.from_pretrained(tokenizer), load_chat(tokenizer), split / "test.parquet"
+    words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+    chat, test = load_chat(tokenizer), split / "test.parquet"
     asker = prompts.Asker(words, sorted({chat.ids.eos, chat.stop[1]}), evaluate)
-    asked = prompts.row_prompts(_rows(test), asker)
-    asked += prompts.tool_call_prompts(asker, partial(_prompt_ids, chat))
+    asked = [*prompts.row_prompts(_rows(test), asker), *prompts.tool_call_prompts(asker, partial(_prompt_ids, chat))]
     four_bit, dtype = read_trained_on(adapter, base), dtype_named(train_qlora.compute_dtype)
     model = load_beside_base(base, adapter, read_extension(tokenizer), four_bit, dtype, device)
-    answers = generation.base_and_tuned(model, words, asked)
-    models = group_scores.base_and_tuned(model)
+    answers, models = generation.base_and_tuned(model, words, asked), group_scores.base_and_tuned(model)
     scores = group_scores.score_groups(models, _rows(test), parquet.read_metadata(test).num_rows, chat.tokenizer)
     numbers = report.side_by_side(scores, evaluate.bootstrap_resamples, seed)
     copied = memorization.measure(answers, read_batches(split / "train.parquet"), evaluate.memorization_tokens)
@@ -61,6 +60,7 @@ def run(
     write_json(metrics, numbers)
     write_csv(perplexities, report.PERPLEXITY_COLUMNS, report.perplexity_rows(numbers))
     write_csv(ratios, report.RATIO_COLUMNS, report.ratio_rows(numbers))
+    write_csv(target / "test_scores.csv", group_scores.COLUMNS, group_scores.score_rows(scores, _rows(test)))
     write_jsonl(target / "prompts.jsonl", asked)
     write_jsonl(target / "samples.jsonl", report.sample_rows(asked, answers, asker.text))
     logger.info("%s", report.summary_line(numbers))

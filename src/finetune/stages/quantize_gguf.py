@@ -47,11 +47,12 @@ def run(
     """Convert once, quantise to every type, and measure each on the test rows beside the merged model."""
     settings, threads = sections["quantize_gguf"], sections["cpu_threads"]
     make_deterministic(sections["seed"], threads)
-    dtype, words = read_json(merged / "config.json")["dtype"], AutoTokenizer.from_pretrained(merged)
+    dtype = read_json(merged / "config.json")["dtype"]
+    words = AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
     files = gguf.plan_files(target, settings, count_parameters(merged), 8 * dtype_named(dtype).itemsize)
     origin, place = describe_model(merged, adapter, base_manifest, raw_manifest, sections), {"": choose_device()}
     held = gguf.reference_dtype(count_parameters(merged), dtype_named(dtype), place[""])
-    model = AutoModelForCausalLM.from_pretrained(merged, dtype=held, device_map=place, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=held, device_map=place, trust_remote_code=False).eval()
     with gguf.whole_gguf(merged, target, dtype, f"finetune-{sections['recipe']}", origin) as whole:
         prove_vocabulary(merged, whole)
         matrix = collect_importance(model, _rows(split / "train.parquet"), settings.importance_matrix_rows, whole)

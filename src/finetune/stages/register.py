@@ -5,16 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune.io import write_json
-from finetune.lineage import Outputs, read_datasets, read_metrics, repository_root, run_params, version_tags
+from finetune.lineage import (
+    Outputs,
+    read_datasets,
+    read_metrics,
+    repository_root,
+    run_params,
+    served_tags,
+    version_tags,
+)
 from finetune.log import logger
 from finetune.params import load_params
-from finetune.run_report.card import describe, render_card
+from finetune.run_report.card import render_card
 from finetune.run_report.facts import RUN_CARD_FILE, SPEED_FILE, read_facts
 from finetune.run_report.page import render_page
+from finetune.run_report.version_page import Registered, describe, describe_model
 from finetune.sections import Register
 from finetune.stages._main import stage_main
+from finetune.tracking import registry
 from finetune.tracking.client import PATIENT, connect, refusals
-from finetune.tracking.registry import ALIAS, ensure_curves, find_or_create_run, log_outputs, register_version
+from finetune.tracking.promotion import beside_champion
 
 PARAMS = ("register",)
 
@@ -31,7 +41,7 @@ def run(
     raw_manifest: Path,
     metrics: Path,
     plots: Path,
-    samples: Path,
+    evaluation: Path,
     quantized_samples: Path,
     report: Path,
     dvc_lock: Path,
@@ -44,26 +54,26 @@ def run(
     outputs = Outputs(adapter, merged, gguf, ollama, base, base_manifest, raw_manifest, metrics, plots, dvc_lock)
     params = load_params(params_file)
     tags = version_tags(outputs, params.recipe, repository_root())
-    figures, datasets = read_metrics(metrics), read_datasets(raw_manifest)
+    tags |= served_tags(gguf, ollama, params.ollama_modelfile.quantization)
+    figures, datasets, samples = read_metrics(metrics), read_datasets(raw_manifest), evaluation / "samples.jsonl"
     local = {"speed": repository_root() / SPEED_FILE, "run_card": repository_root() / RUN_CARD_FILE}
     facts = read_facts(outputs, params, samples=samples, quantized_samples=quantized_samples, tags=tags, **local)
-    description, card = describe(facts, register.model_name), render_card(facts, register.model_name)
+    name, card = register.model_name, render_card(facts, register.model_name)
     texts = {"report/run.html": render_page(facts, data_page="index.html"), "report/README.md": card}
     artifacts = {samples: "", quantized_samples: "quantization", params_file: "", dvc_lock: "", dvc_yaml: ""}
-    artifacts |= {file: "plots" for file in sorted(plots.glob("*.csv"))}
-    artifacts |= {file: "report" for file in sorted(report.iterdir())}
-    artifacts |= {file: "ollama" for file in sorted(ollama.iterdir())}
+    folders = [(evaluation, "*_scores.csv"), (metrics, "*.json"), (plots, "*.csv"), (report, "*"), (ollama, "*")]
+    artifacts |= {file: folder.name for folder, names in folders for file in sorted(folder.glob(names))}
     artifacts |= {local["run_card"]: ""} if facts.run_card else {}
     with refusals():
-        run_id = find_or_create_run(client, register.experiment, tags["adapter_sha256"], run_params(params))
-        points = ensure_curves(client, run_id, facts.curves)
-        run_tags = {**tags, "mlflow.note.content": description}
-        log_outputs(client, run_id, metrics=figures, datasets=datasets, artifacts=artifacts, texts=texts, tags=run_tags)
-        number = register_version(client, run_id, register, merged, tags, description, card)
-    content = {"model_name": register.model_name, "alias": ALIAS, "content_sha256": tags["content_sha256"]}
-    write_json(registered, content)
-    message = "%s version %s as %s, %d metrics, %d curve points copied, content %s"
-    logger.info(message, register.model_name, number, ALIAS, len(figures), points, tags["content_sha256"][:12])
+        run_id = registry.find_or_create_run(client, register.experiment, tags, run_params(params))
+        points = registry.ensure_curves(client, run_id, facts.curves)
+        registry.log_outputs(client, run_id, registry.Recorded(figures, datasets, artifacts, texts, tags))
+        number, unwritten = registry.register_version(client, run_id, register, outputs, tags, card)
+        if unwritten:
+            page = describe(facts, name, Registered(number, register.mode, beside_champion(client, name, number)))
+            registry.write_pages(client, name, number, page, describe_model(name, params.recipe))
+    write_json(registered, {"model_name": name, "alias": registry.ALIAS, "content_sha256": tags["content_sha256"]})
+    logger.info("%s version %s as %s, %d curve points copied", name, number, registry.ALIAS, points)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def run(
         model = load_extended(base, extension, form, dtype, ready.loading_device, ready.attention)
         trained_on = describe(base, model)
         model = method.make_trainable(model, train_qlora, extension)
-        words = AutoTokenizer.from_pretrained(tokenizer)
+        words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         entries = loop.train(
             model, words, rows, ready.settings, seed=seed, folder=folder, validate=validate,
             begin=mirror.begin, seen=lambda _, tokens: telemetry.seen(tokens),

@@ -11,15 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# Read while mlflow is imported. Its check of requirements asks pip, which fails offline.
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-os.environ["MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING"] = "false"
-os.environ["MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK"] = "true"
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-# SQLite opens a database on a disk that is read-only for reading, and a pool would keep that connection for ever.
-os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
-
 import mlflow
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
@@ -30,29 +21,46 @@ from finetune.lineage import artifact_folder, first_line, shown_uri, tracking_ur
 
 # With mlflow's own limits (7 retries, growing pauses) a dead server holds each call for four minutes.
 QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
-PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5", "MLFLOW_HTTP_REQUEST_TIMEOUT": "600"}
+# Outlasts a server that restarts (retries after 0, 4, 8 and 16 s); one that hangs is given up after 10 minutes.
+PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}
 FAULTS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
 MAX_BATCH = {"metrics": 1000, "params": 100}
 SQLITE = "sqlite:///"
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """Turn what MLflow, its database or the network raise into one TrackingError with its remedy."""
+def refusals(again: str = "make register") -> Iterator[None]:
+    """Turn what MLflow, its database or the network raise into one TrackingError; `again`: what to type afterwards."""
     try:
         yield
     except FAULTS as fault:
-        remedy = "start the server (`make mlflow`) or `unset MLFLOW_TRACKING_URI`, then `make register`"
-        if isinstance(fault, ImportError):
-            remedy = f"`{sys.executable} -m pip install {fault.name or 'PACKAGE'}` (the driver), then `make register`"
-        raise TrackingError(f"MLflow failed: {first_line(fault)}", shown_uri(), remedy) from fault
+        raise TrackingError(f"MLflow failed: {first_line(fault)}", shown_uri(), _remedy(fault, again)) from fault
 
 
-def connect(limits: Mapping[str, str]) -> Any:
-    """A client whose store has answered once; TrackingError after 10 s at most. Later calls keep to `limits`."""
+def _remedy(fault: Exception, again: str) -> str:
+    code = getattr(fault, "error_code", "")
+    if isinstance(fault, ImportError):
+        return f"`{sys.executable} -m pip install {fault.name or 'PACKAGE'}` (the driver), then `{again}`"
+    if code == "UNAUTHENTICATED":
+        return f"`export MLFLOW_TRACKING_USERNAME=` and `MLFLOW_TRACKING_PASSWORD=` of this server, then `{again}`"
+    if code in ("PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"):
+        return (
+            "ask the server's administrator for the permission, or to name this address in its --allowed-hosts; "
+            f"then `{again}`"
+        )
+    if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        return f"`make mlflow` shows what is registered; `make register` registers; then `{again}`"
+    return f"start the server (`make mlflow`) or `unset MLFLOW_TRACKING_URI`, then `{again}`"
+
+
+def connect(limits: Mapping[str, str], again: str = "make register") -> Any:
+    """A client whose store has answered once; TrackingError after 10 s at most. Later calls keep to `limits`.
+
+    `again`: what a person types when the store is back.
+    """
     os.environ.update(QUICK)
     uri = tracking_uri()
-    with refusals():
+    with refusals(again):
         if uri.startswith(SQLITE):
             _make_database(Path(uri.removeprefix(SQLITE)))
         mlflow.set_tracking_uri(uri)

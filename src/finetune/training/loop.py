@@ -21,6 +21,7 @@ from finetune.log import logger
 from finetune.training import checkpoint
 from finetune.training.attention import selective_checkpointing
 from finetune.training.batches import Windows, check_batches, measure_rows
+from finetune.training.distribution import check_same_step
 from finetune.training.interrupts import stop_wish
 from finetune.training.journal import Journal, LogEntry, Seen, StepBar, best_validation
 from finetune.training.layer_kernels import liger_arguments
@@ -70,6 +71,7 @@ def train(
     with stop_wish() as wish:
         run = Run(settings, folder, windows, sizes, validate, seen, wish)
         trainer = make_trainer(run, model, tokenizer, rows, journal, seed)
+        check_same_step(done)
         trainer.stopped_early = trainer.patience_is_over()
         if not trainer.stopped_early:
             _train(trainer, newest)

@@ -12,7 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from finetune.errors import DataError, DeviceError
@@ -53,6 +53,22 @@ def verify_base(base: Path) -> None:
         if (found := sha256_file(path)) != file["sha256"]:
             what = f"SHA-256 is {found}, the manifest says {file['sha256']}"
             raise DataError(what, path, f"delete it, then {REFETCH}")
+
+
+def check_needs_no_code(base: Path, tokenizer: Path) -> None:
+    """Raise DataError for a model or tokenizer that needs Python of its repository (`auto_map`), which is never run.
+
+    So is one of an architecture that transformers does not know.
+    """
+    for folder, reader in ((locate_base(base), AutoConfig), (tokenizer, AutoTokenizer)):
+        try:
+            reader.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except ValueError as fault:
+            raise DataError(
+                f"transformers cannot read it without code of its repository: {str(fault).strip().splitlines()[0]}",
+                folder,
+                "set fetch.base_model to a model whose architecture and tokenizer transformers has itself",
+            ) from None
 
 
 def load_base(

@@ -41,7 +41,7 @@ def test_a_copy_is_listed_with_hash_and_size_and_a_later_change_is_found(tmp_pat
     file = copy_verified(tmp_path / "in.txt", raw, "s/in.txt")
     assert file == RawFile("s/in.txt", SHA256_OF_ABC, 3)
     write_json(raw / "manifest.json", {"sources": [{"name": "s", "files": [file.to_row()]}]})
-    assert verified_files(raw, "s") == ["s/in.txt"]
+    assert [file.path for file in verified_files(raw, "s")] == ["s/in.txt"]
     with pytest.raises(DataError, match="source t is not in the manifest"):
         verified_files(raw, "t")
     (raw / "s/in.txt").write_bytes(b"abd")

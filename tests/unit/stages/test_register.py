@@ -11,12 +11,12 @@ from typing import Any
 import mlflow
 import pytest
 from huggingface_hub import ModelCard
-from run_files import metrics, write_run
+from run_files import metrics, register_argv, write_run
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from finetune.errors import DataError, TrackingError
-from finetune.io import read_json, sha256_tree, write_json, write_text
+from finetune.io import read_json, sha256_file, sha256_tree, write_json, write_text
 from finetune.params import load_params
 from finetune.run_report.facts import RUN_CARD_FILE
 from finetune.stages import register as stage
@@ -51,22 +51,7 @@ def make_outputs(root: Path, base: Path) -> list[Path]:
     card = read_json(root / RUN_CARD_FILE)
     card["sha256"]["adapter"] = sha256_tree(root / "models/adapter")
     write_json(root / RUN_CARD_FILE, card)
-    made, data = root / "models", root / "data"
-    return [
-        *(made / name for name in ("adapter", "merged", "gguf", "ollama")),
-        root / "params.yaml",
-        made / "registered.json",
-        made / "base",
-        data / "base_manifest.json",
-        data / "raw/manifest.json",
-        root / "metrics",
-        root / "plots",
-        data / "evaluation/samples.jsonl",
-        data / "quantization/samples.jsonl",
-        data / "report",
-        root / "dvc.lock",
-        root / "dvc.yaml",
-    ]
+    return register_argv(root)
 
 
 def register(argv: list[Path], **changes: str) -> dict[str, str]:
@@ -121,6 +106,9 @@ def test_the_version_names_what_it_was_made_of(outputs: list[Path]) -> None:
     assert (tags["recipe"], tags["licenses"], tags["base.kind"]) == ("smoke", '["CC-BY-4.0", "MIT"]', "scratch")
     assert (tags["git.commit"], tags["container_image"]) == ("none", "image@sha256:12")
     assert tags["package.mlflow"] == mlflow.__version__
+    assert tags["served_gguf"] == "model-Q8_0.gguf"
+    assert tags["served_gguf_sha256"] == sha256_file(outputs[2] / "model-Q8_0.gguf")
+    assert tags["modelfile_sha256"] == sha256_file(outputs[3] / "Modelfile")
     description = only_version().description
     cells = [" ".join(line.split()) for line in description.splitlines()]
     assert "| all test rows (2,080 tokens) | 65.65 → 29.85 | × 0.4546 (0.4313 to 0.4781) | 1.23" in "\n".join(cells)
@@ -142,6 +130,21 @@ def test_the_run_holds_the_page_and_the_uploaded_model_the_card(outputs: list[Pa
     assert "license_name: of-base-and-data\n" in head.read_text(encoding="utf-8")
 
 
+def test_the_pages_of_model_version_and_run_are_written_and_a_persons_text_stays(outputs: list[Path]) -> None:
+    client = mlflow.MlflowClient()
+    assert client.get_registered_model("finetune-smoke").description.startswith("**finetune-smoke** is fine-tuned")
+    description = only_version().description
+    assert client.get_run(only_version().run_id).data.tags["mlflow.note.content"] == description
+    for told in ("There was no champion when this version was registered.", "make pull NAME=finetune-smoke/1"):
+        assert told in description
+    # Written once: a version that never got its page, as of a register that was killed, gets it now.
+    client.update_registered_model("finetune-smoke", "Ours.")
+    client.update_model_version("finetune-smoke", "1", "")
+    register(outputs)
+    assert only_version().description == description
+    assert client.get_registered_model("finetune-smoke").description == "Ours."
+
+
 def test_the_trained_run_is_completed_not_doubled(outputs: list[Path]) -> None:
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("finetune")
@@ -160,11 +163,12 @@ def test_the_trained_run_is_completed_not_doubled(outputs: list[Path]) -> None:
     assert sorted((dataset.name, len(dataset.digest)) for dataset in datasets) == [("chat", 36), ("tweets", 36)]
     names = {
         entry.path
-        for folder in ("", "ollama", "plots", "quantization", "report")
+        for folder in ("", "evaluation", "gguf", "metrics", "ollama", "plots", "quantization", "report")
         for entry in client.list_artifacts(run.info.run_id, folder)
     }
     assert {"samples.jsonl", "dvc.lock", "dvc.yaml", "params.yaml", "ollama/Modelfile", "plots/train_log.csv"} <= names
     assert "run_card.json" in names
+    assert {"evaluation/test_scores.csv", "metrics/quantize_gguf.json", "gguf/model-Q8_0.gguf"} <= names
     assert "Test GPU" in mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/report/run.html")
     assert {"report/index.html", "report/run.html", "report/README.md", "quantization/samples.jsonl"} <= names
 
@@ -237,8 +241,12 @@ def test_changed_content_is_a_second_version(outputs: list[Path], tmp_path: Path
     argv = [*outputs[:2], gguf, *outputs[3:5], tmp_path / "registered.json", *outputs[6:]]
     register(outputs, model_name="changing", mode="reference")
     register(argv, model_name="changing", mode="reference")
-    version = mlflow.MlflowClient().get_model_version_by_alias("changing", "challenger")
+    client = mlflow.MlflowClient()
+    version = client.get_model_version_by_alias("changing", "challenger")
     assert str(version.version) == "2"
+    # Each is judged by the figures of its own run: those of the first are not written over.
+    assert version.run_id != client.get_model_version("changing", "1").run_id
+    assert client.get_run(version.run_id).data.tags["gguf_sha256"] == version.tags["gguf_sha256"]
 
 
 def git(root: Path, *arguments: str) -> None:

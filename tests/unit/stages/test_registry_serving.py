@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from registry_server import ask, models_server
 from test_register import QUESTION, make_outputs, register
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-START_S = 120
-
-
-def ask(port: int, body: dict[str, Any], path: str = "/invocations") -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    return response.status, response.read().decode()
-
-
-def is_up(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="module")
@@ -47,28 +26,8 @@ def merged(tmp_path_factory: pytest.TempPathFactory, untied_base: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def port(merged: Path) -> Iterator[int]:
-    """The port of `mlflow models serve`, started as the README says, from the root of the clone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number = int(free.getsockname()[1])
-    root = merged.parents[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/finetune-smoke@challenger"]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(number)]
-    # MLflow starts uvicorn by its name.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
-    log = root / "serve.log"
-    with log.open("wb") as file:
-        server = subprocess.Popen(command, cwd=root, env=environment, stdout=file, stderr=file, start_new_session=True)
-    until_s = time.monotonic() + START_S
-    while not is_up(number) and server.poll() is None and time.monotonic() < until_s:
-        time.sleep(0.1)
-    try:
-        assert is_up(number), log.read_text()
+    with models_server("models:/finetune-smoke@challenger", merged.parents[1], "sqlite:///mlflow.db") as number:
         yield number
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
 
 
 def test_the_version_answers_over_http_as_the_merged_model_does(port: int, merged: Path) -> None:

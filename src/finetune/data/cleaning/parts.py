@@ -66,6 +66,18 @@ class Part:
     tally: Tally
     first_fault: str | None
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything but its folder."""
+        return {**vars(self), "stem": self.stem.name, "tally": vars(self.tally)}
+
+    @classmethod
+    def from_json(cls, folder: Path, value: dict[str, Any]) -> Part:
+        """The part whose files are in `folder`."""
+        tally = value["tally"]
+        counts = {name: Counter(tally[name]) for name in ("quarantined", "dropped", "repaired_texts")}
+        named = {"stem": folder / value["stem"], "languages": tuple(value["languages"])}
+        return cls(**{**value, **named, "tally": Tally(tally["rows_in"], **counts)})
+
     def path(self, ending: str) -> Path:
         """One of its files."""
         return self.stem.with_name(f"{self.stem.name}.{ending}")

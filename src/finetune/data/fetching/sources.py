@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath, PurePosixPath
@@ -13,6 +14,8 @@ from finetune.io import read_json, sha256_file
 from finetune.source_sections import LocalOrigin, Source
 
 MANIFEST = "manifest.json"
+# Where DVC keeps what it tracks, and links to: .dvc/cache/files/md5/00/11223344556677889900aabbccddee.
+DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ def local_files(local_dir: Path, pattern: str, source: str) -> list[Path]:
         )
     for path in found:
         _check_name(path.relative_to(local_dir))
+        _check_link(path, local_dir)
         if path.stat().st_size == 0:
             raise DataError("file is empty", path, f"give source {source} a file with rows, then run `dvc repro`")
     return found
@@ -89,15 +93,25 @@ def sizes(entries: list[dict[str, Any]], base: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def verified_files(raw: Path, source: str) -> list[str]:
-    """Paths of a source's files relative to `raw`, in the manifest's order; raises DataError on a changed file."""
+def manifest_files(raw: Path, source: str) -> list[RawFile]:
+    """A source's files in the manifest's order; raises DataError for a source that it does not name."""
     entries = {entry["name"]: entry for entry in read_json(raw / MANIFEST)["sources"]}
     if source not in entries:
         raise DataError(f"source {source} is not in the manifest", raw / MANIFEST, "run `dvc repro fetch`")
-    files = [RawFile(**file) for file in entries[source]["files"]]
+    return [RawFile(**file) for file in entries[source]["files"]]
+
+
+def verified_files(raw: Path, source: str) -> list[RawFile]:
+    """A source's files, paths relative to `raw`, in the manifest's order; raises DataError on a changed file."""
+    files = manifest_files(raw, source)
     for file in files:
-        _check(raw / file.path, file)
-    return [file.path for file in files]
+        verify(raw, file)
+    return files
+
+
+def verify(raw: Path, file: RawFile) -> None:
+    """Raise DataError where a file below `raw` is missing or is not the manifest's."""
+    _check(raw / file.path, file)
 
 
 def _check_name(path: PurePath) -> None:
@@ -107,6 +121,17 @@ def _check_name(path: PurePath) -> None:
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
         raise DataError("the name of the file is not UTF-8", shown, "rename the file, then run `dvc repro`") from None
+
+
+def _check_link(path: Path, local_dir: Path) -> None:
+    """An archive of somebody else's may hold a link to a file of yours, whose text would be trained on."""
+    target = path.resolve()
+    if not target.is_relative_to(local_dir.resolve()) and DVC_CACHE.search(target.as_posix()) is None:
+        raise DataError(
+            f"a link leads out of {local_dir}, to {target}",
+            path,
+            "put the file itself there, or set fetch.local_dir to the folder that holds it",
+        )
 
 
 def _check(path: Path, expected: RawFile) -> None:

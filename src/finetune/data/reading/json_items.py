@@ -20,10 +20,10 @@ STRING_REST = re.compile(rb'[^"\\\n]*+(?:\\.[^"\\\n]*+)*+(["\n]|\\?\Z)', re.DOTA
 def json_rows(items: Iterable[Line], file: str) -> Iterator[RawRow | Fault]:
     """Yield one row per line or item that is not blank; every value of it is kept as JSON gives it."""
     for item in items:
-        if item.content.isspace():
-            continue
         if item.size_bytes > len(item.content):
             yield too_long(item, file, "line_too_long")
+            continue
+        if item.content.isspace():
             continue
         place = Place(file, item.number, item.offset)
         try:
