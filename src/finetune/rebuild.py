@@ -20,7 +20,8 @@ from finetune.doctor import repro
 from finetune.errors import FinetuneError, StoppedError
 from finetune.lineage import Outputs, content_tags, repository_root, without_passwords
 from finetune.log import logger, setup_logging
-from finetune.reproduction import compare_outs, comparison_table, machine_facts, read_stages
+from finetune.reproduction import compare_outs, comparison_table, machine_facts, read_processor, read_stages
+from finetune.tracking.rebuilt import note_rebuild
 from finetune.tracking.versions import Version, find_version, open_registry
 from finetune.transfer.recorded import LOCK, Recorded, read_recorded
 from finetune.transfer.work_tree import FOLDER, prepare, remove
@@ -43,7 +44,8 @@ def rebuild(name: str, first: str, *, keep: bool) -> int:
         logger.warning("stopped; `make rebuild VERSION=%s` goes on from what was saved", name)
     if code != 0:
         return code
-    equal = report(version, recorded, tree, stages[: stages.index(first)])
+    equal, told = report(version, recorded, tree, stages[: stages.index(first)])
+    note_rebuild(client, version, told, read_processor()[0], equal=equal)
     if keep:
         sys.stdout.write(f"kept: {tree}\n")
     else:
@@ -66,8 +68,8 @@ def run_stages(tree: Path, root: Path, stages: Sequence[str]) -> int:
     return repro.run(tree, [*stages, "--no-run-cache"])
 
 
-def report(version: Version, recorded: Recorded, tree: Path, taken: Sequence[str]) -> bool:
-    """Print each out of the version beside the rebuilt one; returns whether all hashes are equal."""
+def report(version: Version, recorded: Recorded, tree: Path, taken: Sequence[str]) -> tuple[bool, str]:
+    """Print each out of the version beside the rebuilt one; returns whether all hashes are equal, and that in words."""
     compared = compare_outs(recorded.stages, read_stages((tree / LOCK).read_text(encoding="utf-8")))
     tags = content_tags(
         Outputs(
@@ -87,13 +89,16 @@ def report(version: Version, recorded: Recorded, tree: Path, taken: Sequence[str
     different = [out.path for out in compared if not out.equal]
     lines = [f"{recorded.title}, commit {recorded.commit}", *comparison_table(compared, taken)]
     lines += [f"tag {key}: {'DIFFERENT' if key in wrong else 'equal'}" for key in tags]
-    if different or wrong:
-        lines += [f"NOT rebuilt: {len(different)} of {len(compared)} outs differ", *machine_facts(tree)]
+    equal = not different and not wrong
+    told = f"all {len(compared)} outs and {len(tags)} tags are equal"
+    if not equal:
+        told = f"{len(different)} of {len(compared)} outs differ"
+    lines.append(f"{'rebuilt' if equal else 'NOT rebuilt'}: {told}")
+    if not equal:
+        lines += machine_facts(tree)
         lines.append("see `Bit-exact` in README.md: on another kind of device training gives other bytes")
-    else:
-        lines.append(f"rebuilt: all {len(compared)} outs and {len(tags)} tags are equal")
     sys.stdout.write("\n".join(lines) + "\n")
-    return not different and not wrong
+    return equal, told
 
 
 def main(arguments: Sequence[str]) -> int:

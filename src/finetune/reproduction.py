@@ -103,7 +103,7 @@ def explain(root: Path) -> str:
 
 def machine_facts(root: Path) -> list[str]:
     """What can make bytes differ: processor, its instruction set, a GPU, compilers, versions other than the lock's."""
-    processor, flags = _processor()
+    processor, flags = read_processor()
     facts = [f"  processor: {processor}, {'with' if 'avx2' in flags else 'WITHOUT'} AVX2"]
     if Path("/proc/driver/nvidia/version").is_file():
         facts.append("  an NVIDIA driver is present: training on a GPU gives other bytes than on a CPU")
@@ -120,7 +120,8 @@ def read_stages(text: str) -> Stages:
     return stages
 
 
-def _processor() -> tuple[str, set[str]]:
+def read_processor() -> tuple[str, set[str]]:
+    """The model of this machine's processor, and the names of its instruction sets and features."""
     fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition(":")

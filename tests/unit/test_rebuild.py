@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import pytest
 from lineage_repository import git
 from mirror_runs import make_database
@@ -16,6 +20,9 @@ from rebuilt_repository import Repository, environment, make_repository, run
 
 from finetune import rebuild
 from finetune.lineage import lock_sha256
+from finetune.reproduction import read_processor
+from finetune.tracking.promotion import NOTE
+from finetune.tracking.rebuilt import noted
 
 TREE = ".cache/rebuild/finetune-smoke-1"
 
@@ -56,6 +63,25 @@ def test_equal_bytes_are_shown_out_by_out_and_nothing_of_the_users_is_touched(re
     assert run_cache(repository) == before
     assert not (repository.folder / TREE).exists()
     assert len(git(repository.folder, "worktree", "list").splitlines()) == 1
+    entry = version_of(repository)
+    assert (entry.tags["rebuild.equal"], entry.tags["rebuild.processor"]) == ("true", read_processor()[0])
+    assert entry.tags["rebuild.outcome"].startswith("all 9 outs and ")
+    assert re.match(r"Rebuilt on 2\d{3}-.* UTC: all 9 outs and \d+ tags are equal, on ", entry.description)
+
+
+def version_of(repository: Repository) -> Any:
+    return mlflow.MlflowClient(repository.uri).get_model_version("finetune-smoke", "1")
+
+
+def test_the_line_of_a_rebuild_replaces_an_older_one_and_stays_below_the_decision() -> None:
+    now = datetime(2026, 11, 21, 9, 5, tzinfo=UTC)
+    decision = "Promoted on 2026-11-20 10:00 UTC: better\n\n"
+    first = noted(f"{decision}the page\n", "2 of 9 outs differ, on A", now)
+    assert first == f"{decision}Rebuilt on 2026-11-21 09:05 UTC: 2 of 9 outs differ, on A\n\nthe page\n"
+    second = noted(first, "all 9 outs are equal, on B", now)
+    assert second == f"{decision}Rebuilt on 2026-11-21 09:05 UTC: all 9 outs are equal, on B\n\nthe page\n"
+    assert NOTE.sub("", second).startswith("Rebuilt on")
+    assert NOTE.sub("", NOTE.sub("", second)).startswith("Rebuilt on")
 
 
 def test_other_bytes_are_named_with_the_machine_and_stay_out_of_the_users_cache(repository: Repository) -> None:
@@ -67,6 +93,8 @@ def test_other_bytes_are_named_with_the_machine_and_stay_out_of_the_users_cache(
     assert "tag gguf_sha256: DIFFERENT" in done.stdout
     assert "tag data_sha256: equal" in done.stdout
     assert "AVX2" in done.stdout
+    assert version_of(repository).tags["rebuild.equal"] == "false"
+    assert version_of(repository).tags["rebuild.outcome"] == "5 of 9 outs differ"
     assert run_cache(repository) == before
     assert (repository.folder / TREE / "models/gguf/Modelfile").read_text().endswith("another card")
     # The kept tree is that of the same version and stages: its results are what is compared again.
