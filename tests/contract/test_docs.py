@@ -27,6 +27,7 @@ NOT_HERE = (
     ".venv",
     ".tools",
     ".dvc/site",
+    ".dvc/cache",
     ".dvc/config.local",
     "owner/name",
     "mlflow.db",

@@ -202,7 +202,7 @@ def test_the_commands_of_the_page_on_experiments(first: Path) -> None:
         shown[command] = done.stdout
     assert stages_run(shown[commands[0]]) == ["quantize_gguf", "ollama_modelfile", "register"]
     assert [line for line in shown["dvc exp show --md --only-changed"].splitlines() if "imatrix-16" in line]
-    assert "quantize_gguf.types.Q4_K_M.mean_kl" in shown["dvc exp diff --md"]
+    assert "types.Q4_K_M.mean_kl" in shown["dvc exp diff --md"]
     assert "imatrix-16" in shown["dvc exp list"]
     git(first, "checkout", "--", ".")
     assert run([sys.executable, "-m", "dvc", "checkout"], first).returncode == 0

@@ -27,7 +27,7 @@ from finetune.lineage import run_params
 from finetune.params import load_params
 from finetune.tracking import TrainingMirror
 from finetune.tracking.client import PATIENT, connect
-from finetune.tracking.registry import ensure_curves, find_or_create_run
+from finetune.tracking.registry import ADAPTER_TAG, CONTENT_TAG, ensure_curves, find_or_create_run
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,10 @@ def test_a_resumed_training_is_one_run_with_the_whole_curve(
     assert run.data.metrics["system/gpu_0_power_usage_watts"] == 613.2
     assert warnings == []
     params = run_params(load_params(PARAMS_FILE))
-    assert find_or_create_run(client, "finetune", "ab" * 32, params) == run.info.run_id
+    assert (
+        find_or_create_run(client, "finetune", {ADAPTER_TAG: "ab" * 32, CONTENT_TAG: "cd" * 32}, params)
+        == run.info.run_id
+    )
     assert ensure_curves(client, run.info.run_id, {step: {"train_loss": 4.0 / step} for step in (1, 2, 3, 4)}) == 1
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune.errors import TrackingError
 from finetune.log import logger
+from finetune.tracking.client import FAULTS
 from finetune.tracking.gate import Change, Evidence, Verdict, in_words, judge, read_scores, safety
 from finetune.tracking.versions import Version, find_version, read_text
 
@@ -67,12 +68,24 @@ def promote(client: Any, name: str, number: str = "") -> Outcome:
     if outcome.replaced:
         # Also one that was made champion by hand.
         client.set_model_version_tag(name, outcome.replaced, WAS_CHAMPION, "true")
-        client.set_registered_model_alias(name, PREVIOUS, outcome.replaced)
-    client.set_registered_model_alias(name, CHAMPION, outcome.version)
+        _move_alias(client, name, PREVIOUS, outcome.replaced)
+    _move_alias(client, name, CHAMPION, outcome.version)
     now = _number_of(version_by_alias(client, name, CHAMPION))
     if now != outcome.version:
         logger.warning("version %s was promoted in the same moment, and is champion now", now)
     return outcome
+
+
+def _move_alias(client: Any, name: str, alias: str, number: str) -> None:
+    """Set an alias, also where another promotion sets it in the same moment: the database refuses one of the two."""
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            client.set_registered_model_alias(name, alias, number)
+        except FAULTS as fault:
+            if attempt == MAX_ATTEMPTS or "unique constraint" not in str(fault).lower():
+                raise
+        else:
+            return
 
 
 def _judge(client: Any, version: Version, champion: Version | None, *, returns: bool) -> Outcome:
