@@ -45,7 +45,7 @@ def rebuild(name: str, first: str, *, keep: bool) -> int:
     if code != 0:
         return code
     equal, told = report(version, recorded, tree, stages[: stages.index(first)])
-    note_rebuild(client, version, told, read_processor()[0], equal=equal)
+    note_rebuild(client, version, f"{told} (computed from {first} on)", read_processor()[0], equal=equal)
     if keep:
         sys.stdout.write(f"kept: {tree}\n")
     else:

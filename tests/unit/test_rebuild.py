@@ -66,7 +66,10 @@ def test_equal_bytes_are_shown_out_by_out_and_nothing_of_the_users_is_touched(re
     entry = version_of(repository)
     assert (entry.tags["rebuild.equal"], entry.tags["rebuild.processor"]) == ("true", read_processor()[0])
     assert entry.tags["rebuild.outcome"].startswith("all 9 outs and ")
-    assert re.match(r"Rebuilt on 2\d{3}-.* UTC: all 9 outs and \d+ tags are equal, on ", entry.description)
+    assert re.match(
+        r"Rebuilt on 2\d{3}-.* UTC: all 9 outs and \d+ tags are equal \(computed from clean on\), on ",
+        entry.description,
+    )
 
 
 def version_of(repository: Repository) -> Any:
@@ -94,7 +97,7 @@ def test_other_bytes_are_named_with_the_machine_and_stay_out_of_the_users_cache(
     assert "tag data_sha256: equal" in done.stdout
     assert "AVX2" in done.stdout
     assert version_of(repository).tags["rebuild.equal"] == "false"
-    assert version_of(repository).tags["rebuild.outcome"] == "5 of 9 outs differ"
+    assert version_of(repository).tags["rebuild.outcome"] == "5 of 9 outs differ (computed from train_qlora on)"
     assert run_cache(repository) == before
     assert (repository.folder / TREE / "models/gguf/Modelfile").read_text().endswith("another card")
     # The kept tree is that of the same version and stages: its results are what is compared again.
